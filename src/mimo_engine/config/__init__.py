@@ -1,0 +1,1 @@
+"""What is served and how: typed, frozen trees. No torch."""

@@ -1,0 +1,126 @@
+"""`EngineConfig`: every choice of the person who runs the engine, as one frozen tree.
+
+The command line is made from this tree (`cli/`), so a field here is a flag there: its docstring is
+the help text, its default the flag's default. Nothing mutates a config after it was built.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mimo_engine.errors import ConfigError
+
+__all__ = [
+    "CacheConfig",
+    "EngineConfig",
+    "ModelSettings",
+    "ParallelConfig",
+    "SchedulerConfig",
+    "ServerConfig",
+]
+
+GIB = 1024**3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSettings:
+    """How the checkpoint is read, where public sources disagree or the user knows better."""
+
+    num_visible_tokens: int | None = None
+    """Tokens a sliding layer sees, the query included (128 or 129). Default: the checkpoint's."""
+    qkv_layout: Literal["auto", "chunked", "plain"] = "auto"
+    """Row order of fused qkv tensors: the official chunks, plain [Q;K;V] rows of a re-export, or
+    decided from the file."""
+    ignore_config_key: tuple[str, ...] = ()
+    """Keys of config.json that this engine does not know and you know to change nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheConfig:
+    """The KV cache."""
+
+    page_size: int = 16
+    """Tokens in a page, a power of two."""
+    kv_cache_gib: float | None = None
+    """Memory for K and V, GiB a rank. Default: the part of the free memory that gpu_memory_share
+    allows on a GPU, 1 GiB on a CPU."""
+    gpu_memory_share: float = 0.9
+    """Share of the GPU's memory that weights, cache and activations may take together."""
+    prefix_caching: bool = True
+    """Keep the pages of finished requests for later requests with the same prefix."""
+
+    def __post_init__(self) -> None:
+        if self.page_size < 1 or self.page_size & (self.page_size - 1):
+            raise ConfigError(f"--page-size must be a power of two, not {self.page_size}")
+        if not 0 < self.gpu_memory_share <= 1:
+            raise ConfigError(f"--gpu-memory-share must be in (0, 1], not {self.gpu_memory_share}")
+        if self.kv_cache_gib is not None and self.kv_cache_gib <= 0:
+            raise ConfigError(f"--kv-cache-gib must be positive, not {self.kv_cache_gib}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SchedulerConfig:
+    """What may run at once."""
+
+    max_num_seqs: int = 64
+    """Requests that run at once."""
+    max_num_batched_tokens: int = 2048
+    """Tokens in one step: a longer prompt is computed in chunks."""
+    max_queue_len: int = 1024
+    """Requests that may wait; one more is refused with HTTP 503."""
+    max_model_len: int | None = None
+    """Longest prompt plus output, in tokens. Default: the checkpoint's, or what the cache holds."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_num_batched_tokens", "max_queue_len"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"--max-num-batched-tokens ({self.max_num_batched_tokens}) must be at least "
+                f"--max-num-seqs ({self.max_num_seqs}): each running request decodes every step"
+            )
+        if self.max_model_len is not None and self.max_model_len < 2:
+            raise ConfigError("--max-model-len must be at least 2")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParallelConfig:
+    """How many ranks, and what each holds."""
+
+    tensor_parallel_size: int = 1
+    """Ranks that share every layer. Any degree loads exactly; 3, 6 and the like are zero-padded."""
+
+    def __post_init__(self) -> None:
+        if self.tensor_parallel_size < 1:
+            raise ConfigError("--tensor-parallel-size must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerConfig:
+    """The HTTP front."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for every interface."""
+    port: int = 8000
+    """TCP port."""
+    served_model_name: str | None = None
+    """Name in the API. Default: the name of the checkpoint's directory."""
+    chat_template: str | None = None
+    """A Jinja file that replaces the checkpoint's chat template."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """The tree. `model` is a checkpoint directory."""
+
+    model: str
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of activations, cache and decoded weights. auto: bfloat16 on a GPU, float32 on a CPU."""
+    device: str = "auto"
+    """cpu, cuda, or cuda:N. auto: cuda when there is one."""
+    settings: ModelSettings = field(default_factory=ModelSettings)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)

@@ -1,0 +1,104 @@
+"""Every message between a client (server or `LLM`) and an engine, as frozen structs.
+
+msgspec encodes them; within one process the same objects are passed as they are.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from mimo_engine.config.sampling import SamplingParams
+
+__all__ = [
+    "Abort",
+    "EngineInfo",
+    "EngineReply",
+    "EngineRequest",
+    "EngineStats",
+    "NewRequest",
+    "StepOutputs",
+    "TokenLogprobs",
+    "TokenOutput",
+]
+
+
+class NewRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Start a request. `params.n` is 1 here: the client expands n into n requests."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+
+
+class Abort(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """End a request early; unknown ids are ignored (it may just have finished)."""
+
+    request_id: str
+
+
+EngineRequest = NewRequest | Abort
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probabilities (natural log) at one position, of the model's own distribution."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    """1 for the most likely token."""
+    top: list[tuple[int, float]]
+    """The most likely (token id, logprob), best first; as many as were asked for."""
+
+
+class TokenOutput(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """What one step did for one request."""
+
+    request_id: str
+    token_ids: list[int]
+    """New tokens, a final stop token included."""
+    logprobs: list[TokenLogprobs] | None = None
+    """One entry a new token, when asked for."""
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    """Sent once, with the first token; entry 0 is None (nothing precedes the first token)."""
+    finish_reason: str | None = None
+    """None while it runs; then stop, length, abort or error."""
+    stop_token_id: int | None = None
+    """The id that ended it, when finish_reason is stop."""
+    num_cached_tokens: int = 0
+    """Prompt tokens that came from the prefix cache."""
+    error: str | None = None
+    """Why, when finish_reason is error."""
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot for /metrics. Counters only grow."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_preemptions: int = 0
+    full_pages_used: int = 0
+    full_pages_total: int = 0
+    sliding_pages_used: int = 0
+    sliding_pages_total: int = 0
+    prefix_query_tokens: int = 0
+    prefix_hit_tokens: int = 0
+
+
+class StepOutputs(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """All that one engine step has for its clients."""
+
+    outputs: list[TokenOutput]
+    stats: EngineStats
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Sent once, when the engine is ready to take requests."""
+
+    max_model_len: int
+    vocab_size: int
+    num_full_pages: int
+    num_sliding_pages: int
+    page_size: int
+
+
+EngineReply = StepOutputs | EngineInfo

@@ -1,0 +1,1 @@
+"""What runs next. No torch, no clock, no I/O."""

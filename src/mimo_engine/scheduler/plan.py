@@ -1,0 +1,94 @@
+"""`StepPlan` and `StepResult`: all that the scheduler and the workers say to each other.
+
+A plan is plain data and the same for every rank. A worker keeps, per *slot*, the token ids and the
+two page tables of one running request; a plan says how those change and which rows to compute.
+Tokens that were just sampled are not in a plan: the worker that sampled them has them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mimo_engine.config.sampling import SamplingParams
+from mimo_engine.messages import TokenLogprobs
+
+__all__ = ["Admission", "PageRun", "RowResult", "StepPlan", "StepResult", "StepRow"]
+
+
+@dataclass(frozen=True, slots=True)
+class PageRun:
+    """Page ids for the logical pages `first`, `first` + 1, ... of one request in one group.
+
+    Logical page i holds positions i * page_size ... (i + 1) * page_size - 1.
+    """
+
+    first: int
+    pages: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Admission:
+    """A request takes a free slot: for the first time, or again after a preemption.
+
+    Whatever the slot held before is gone.
+    """
+
+    slot: int
+    token_ids: tuple[int, ...]
+    """Prompt, and after a preemption also the tokens sampled so far."""
+    num_prompt_tokens: int
+    params: SamplingParams
+    sample_seed: int
+    """Seed of its draws: params.seed, or one that the scheduler chose."""
+    stop_ids: tuple[int, ...]
+    """Ids that may not be sampled before min_tokens tokens have been."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepRow:
+    """One request's part in a step: the tokens at positions start ... start + num_tokens - 1.
+
+    Keys and values of all earlier positions are in its pages (sliding group: of the window).
+    """
+
+    slot: int
+    start: int
+    num_tokens: int
+    samples: bool
+    """True when the last of these tokens is the last one known: the next one is sampled."""
+    full: PageRun
+    """Pages to enter into the slot's full table before the step."""
+    sliding: PageRun
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepPlan:
+    """Applied in this order: admissions, page runs, rows."""
+
+    admissions: tuple[Admission, ...]
+    rows: tuple[StepRow, ...]
+    """Ordered by a function of arrivals alone, so that every rank builds the same batch."""
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(row.num_tokens for row in self.rows)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowResult:
+    """What the worker did for one StepRow."""
+
+    token_ids: tuple[int, ...] = ()
+    """Sampled tokens: one when the row samples, none otherwise."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One entry a sampled token, when params.logprobs asks."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """Entry j: the prompt token at position start + j + 1, given those before it; for the rows
+    whose next token is a prompt token, when params.prompt_logprobs asks."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepResult:
+    """One RowResult a StepRow, in the plan's order."""
+
+    rows: tuple[RowResult, ...] = field(default=())
