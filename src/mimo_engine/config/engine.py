@@ -113,9 +113,10 @@ class ServerConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
-    """The tree. `model` is a checkpoint directory."""
+    """The model and where it runs."""
 
     model: str
+    """A checkpoint directory, or the name of a repository on the hub (OWNER/NAME)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of activations, cache and decoded weights. auto: bfloat16 on a GPU, float32 on a CPU."""
     device: str = "auto"
