@@ -1,0 +1,38 @@
+"""A weight is a plain tensor or a quantised one; layers ask for it in the dtype they compute in."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mimo_engine.kernels.quant import Fp8BlockWeight, Mxfp4Weight, QuantisedWeight
+
+__all__ = ["Weight", "assign_weights", "materialise"]
+
+Weight = torch.Tensor | QuantisedWeight
+
+
+def materialise(weight: Weight, dtype: torch.dtype) -> torch.Tensor:
+    """The weight as a tensor of `dtype`. A plain one already has it: loading casts once."""
+    if isinstance(weight, torch.Tensor):
+        return weight
+    return weight.decode(dtype)
+
+
+def assign_weights(module: nn.Module, weights: dict[str, Weight]) -> None:
+    """Put every weight in its place, by dotted name; quantised ones replace their parameter.
+
+    Each parameter must be filled exactly once and every weight must have a place: the loader and
+    the model were made from one config, so a difference is our own defect.
+    """
+    expected = {name: parameter.shape for name, parameter in module.named_parameters()}
+    assert expected.keys() == weights.keys(), sorted(expected.keys() ^ weights.keys())
+    for name, weight in weights.items():
+        assert weight.shape == expected[name], (name, weight.shape, expected[name])
+        path, _, attribute = name.rpartition(".")
+        owner = module.get_submodule(path)
+        delattr(owner, attribute)
+        if isinstance(weight, Fp8BlockWeight | Mxfp4Weight):
+            setattr(owner, attribute, weight)
+        else:
+            setattr(owner, attribute, nn.Parameter(weight, requires_grad=False))

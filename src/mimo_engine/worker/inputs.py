@@ -1,0 +1,145 @@
+"""From `StepPlan` to `ForwardBatch`: the worker's memory of the running requests.
+
+Per slot it keeps the token ids, the sampling parameters and two page tables (full, sliding), as the
+plans told them. Everything here is host data in numpy; one step ends in a handful of tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from mimo_engine.config.model import AttentionKind
+from mimo_engine.config.sampling import SamplingParams
+from mimo_engine.kernels.attention import AttentionGroup
+from mimo_engine.model.batch import ForwardBatch, LayerCache
+from mimo_engine.scheduler.plan import Admission, PageRun, StepPlan, StepRow
+
+__all__ = ["SlotState", "StepInputs"]
+
+
+@dataclass(slots=True)
+class SlotState:
+    """One running request as its worker knows it."""
+
+    params: SamplingParams
+    seed: int
+    stop_ids: tuple[int, ...]
+    num_prompt_tokens: int
+    token_ids: list[int] = field(default_factory=list)
+    """Prompt and sampled tokens, in order."""
+
+
+class StepInputs:
+    """Owns the slots and their page tables; `max_pages` bounds the pages of one request."""
+
+    def __init__(
+        self,
+        *,
+        num_slots: int,
+        max_pages: int,
+        page_size: int,
+        window: int | None,
+        device: torch.device,
+    ) -> None:
+        self._page_size = page_size
+        self._window = window
+        self._device = device
+        self._kinds = tuple(AttentionKind) if window is not None else (AttentionKind.FULL,)
+        self._slots: list[SlotState | None] = [None] * num_slots
+        self._tables = {
+            kind: np.zeros((num_slots, max_pages), dtype=np.int32) for kind in AttentionKind
+        }
+
+    def state(self, slot: int) -> SlotState:
+        state = self._slots[slot]
+        assert state is not None, f"slot {slot} is empty"
+        return state
+
+    def apply(self, plan: StepPlan) -> None:
+        """Take over the plan's admissions and page runs."""
+        for admission in plan.admissions:
+            self._slots[admission.slot] = _new_state(admission)
+        for row in plan.rows:
+            self._enter(AttentionKind.FULL, row.slot, row.full)
+            self._enter(AttentionKind.SLIDING, row.slot, row.sliding)
+
+    def _enter(self, kind: AttentionKind, slot: int, run: PageRun) -> None:
+        if run.pages:
+            self._tables[kind][slot, run.first : run.first + len(run.pages)] = run.pages
+
+    def batch(self, plan: StepPlan, caches: Sequence[LayerCache]) -> ForwardBatch:
+        """The forward pass that `plan.rows` ask for, rows in the plan's order."""
+        tokens: list[int] = []
+        for row in plan.rows:
+            known = self.state(row.slot).token_ids
+            assert row.start + row.num_tokens <= len(known), "a row beyond the known tokens"
+            tokens += known[row.start : row.start + row.num_tokens]
+        counts = [row.num_tokens for row in plan.rows]
+        slot_of_row = np.repeat([row.slot for row in plan.rows], counts)
+        positions = np.concatenate([np.arange(r.start, r.start + r.num_tokens) for r in plan.rows])
+        return ForwardBatch(
+            token_ids=self._tensor(np.asarray(tokens, dtype=np.int64)),
+            positions=self._tensor(positions),
+            groups={kind: self._groups(kind, plan.rows) for kind in self._kinds},
+            write_slots={
+                kind: self._tensor(self._pool_slots(kind, slot_of_row, positions))
+                for kind in self._kinds
+            },
+            caches=caches,
+        )
+
+    def _groups(self, kind: AttentionKind, rows: Sequence[StepRow]) -> list[AttentionGroup]:
+        """One group for all single-token rows, one for every longer chunk."""
+        first_rows = np.cumsum([0, *(row.num_tokens for row in rows)])[:-1]
+        single = [i for i, row in enumerate(rows) if row.num_tokens == 1]
+        members = [single] if single else []
+        members += [[i] for i, row in enumerate(rows) if row.num_tokens > 1]
+        return [
+            self._group(kind, [rows[i] for i in group], first_rows[group]) for group in members
+        ]
+
+    def _group(
+        self, kind: AttentionKind, rows: Sequence[StepRow], first_rows: np.ndarray
+    ) -> AttentionGroup:
+        first_position = np.array([row.start for row in rows], dtype=np.int64)
+        num_tokens = rows[0].num_tokens
+        last_position = first_position + num_tokens - 1
+        kv_first = np.zeros_like(first_position)
+        if kind is AttentionKind.SLIDING:
+            assert self._window is not None
+            kv_first = np.maximum(first_position - self._window + 1, 0)
+        length = int((last_position - kv_first).max()) + 1
+        kv_position = kv_first[:, None] + np.arange(length)
+        # Beyond a shorter sequence's end nothing is visible; its last key is as good as any.
+        kv_position = np.minimum(kv_position, last_position[:, None])
+        slots = np.array([row.slot for row in rows])[:, None]
+        return AttentionGroup(
+            rows=self._tensor(first_rows[:, None] + np.arange(num_tokens)),
+            first_position=self._tensor(first_position),
+            kv_slots=self._tensor(self._pool_slots(kind, slots, kv_position)),
+            kv_first=self._tensor(kv_first),
+        )
+
+    def _pool_slots(
+        self, kind: AttentionKind, slots: np.ndarray, positions: np.ndarray
+    ) -> np.ndarray:
+        """Pool slots of positions of the requests in `slots`, broadcast; int64."""
+        pages = self._tables[kind][slots, positions // self._page_size].astype(np.int64)
+        return pages * self._page_size + positions % self._page_size
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
+
+
+def _new_state(admission: Admission) -> SlotState:
+    return SlotState(
+        params=admission.params,
+        seed=admission.sample_seed,
+        stop_ids=admission.stop_ids,
+        num_prompt_tokens=admission.num_prompt_tokens,
+        token_ids=list(admission.token_ids),
+    )

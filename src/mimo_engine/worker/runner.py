@@ -1,0 +1,139 @@
+"""One step on one rank: build the batch, run the model, sample.
+
+The runner is the only place where the step's three parts meet; it keeps no state beyond what
+`StepInputs` remembers of the running requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mimo_engine.distributed.groups import Comm
+from mimo_engine.messages import TokenLogprobs
+from mimo_engine.model.batch import LayerCache
+from mimo_engine.model.text import TextModel
+from mimo_engine.sampling.logprobs import LogprobRow, prompt_logprobs
+from mimo_engine.sampling.sampler import SamplingRow, TokenChoice, sample
+from mimo_engine.scheduler.plan import RowResult, StepPlan, StepResult, StepRow
+from mimo_engine.worker.inputs import StepInputs
+
+__all__ = ["Runner"]
+
+
+@dataclass(slots=True)
+class _LogitRows:
+    """Which batch rows need logits: of each StepRow, a range for the prompt and the last row."""
+
+    rows: list[int]
+    prompt: list[range]
+    """Per StepRow, indices into `rows` of the rows whose next token is a scored prompt token."""
+    last: list[int]
+    """Per StepRow, the index into `rows` of its last row, or -1 when it does not sample."""
+
+
+class Runner:
+    """Runs plans over a loaded model. `num_live_tokens`: ids from there on are never sampled."""
+
+    def __init__(
+        self,
+        model: TextModel,
+        inputs: StepInputs,
+        caches: Sequence[LayerCache],
+        *,
+        num_live_tokens: int,
+        comm: Comm,
+    ) -> None:
+        self._model = model
+        self._inputs = inputs
+        self._caches = caches
+        self._num_live_tokens = num_live_tokens
+        self._comm = comm
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan) -> StepResult:
+        """Compute the plan's rows; K and V of every row are cached when this returns."""
+        self._inputs.apply(plan)
+        hidden = self._model(self._inputs.batch(plan, self._caches))
+        wanted = self._wanted_logits(plan.rows)
+        if not wanted.rows:
+            return StepResult(rows=tuple(RowResult() for _ in plan.rows))
+        rows = torch.tensor(wanted.rows, device=hidden.device)
+        logits = self._model.logits(hidden[rows])
+        choices = iter(self._sample(plan.rows, wanted, logits))
+        results = []
+        for step_row, prompt, last in zip(plan.rows, wanted.prompt, wanted.last, strict=True):
+            scores = self._prompt_logprobs(step_row, prompt, logits)
+            choice = next(choices) if last >= 0 else None
+            results.append(_row_result(choice, scores))
+        return StepResult(rows=tuple(results))
+
+    def _wanted_logits(self, step_rows: Sequence[StepRow]) -> _LogitRows:
+        wanted = _LogitRows([], [], [])
+        first = 0
+        for row in step_rows:
+            state = self._inputs.state(row.slot)
+            begin = len(wanted.rows)
+            if state.params.prompt_logprobs is not None:
+                # Row p scores the prompt token at p + 1; the prompt's last row scores none.
+                stop = min(row.start + row.num_tokens, state.num_prompt_tokens - 1)
+                wanted.rows += range(first, first + max(0, stop - row.start))
+            wanted.prompt.append(range(begin, len(wanted.rows)))
+            wanted.last.append(len(wanted.rows) if row.samples else -1)
+            if row.samples:
+                wanted.rows.append(first + row.num_tokens - 1)
+            first += row.num_tokens
+        return wanted
+
+    def _sample(
+        self, step_rows: Sequence[StepRow], wanted: _LogitRows, logits: torch.Tensor
+    ) -> list[TokenChoice]:
+        """One choice for each row that samples; the slots remember the tokens."""
+        sampling = [(row, last) for row, last in zip(step_rows, wanted.last, strict=True) if last >= 0]
+        if not sampling:
+            return []
+        states = [self._inputs.state(row.slot) for row, _ in sampling]
+        rows = [
+            SamplingRow(
+                params=state.params,
+                seed=state.seed,
+                output_index=len(state.token_ids) - state.num_prompt_tokens,
+                token_ids=state.token_ids,
+                num_prompt_tokens=state.num_prompt_tokens,
+                stop_ids=state.stop_ids,
+            )
+            for state in states
+        ]
+        indices = [last for _, last in sampling]
+        chosen = logits if len(indices) == logits.shape[0] else logits[indices]
+        choices = sample(chosen, rows, num_live_tokens=self._num_live_tokens)
+        # Ranks see the same logits; taking rank 0's choice makes a divergence impossible.
+        ids = torch.tensor([choice.token_id for choice in choices], device=logits.device)
+        for state, token_id in zip(states, self._comm.broadcast(ids).tolist(), strict=True):
+            state.token_ids.append(token_id)
+        return choices
+
+    def _prompt_logprobs(
+        self, row: StepRow, indices: range, logits: torch.Tensor
+    ) -> list[LogprobRow]:
+        if not indices:
+            return []
+        state = self._inputs.state(row.slot)
+        targets = state.token_ids[row.start + 1 : row.start + 1 + len(indices)]
+        k = state.params.prompt_logprobs or 0
+        scored = logits[indices.start : indices.stop]
+        return prompt_logprobs(scored, targets, k, num_live_tokens=self._num_live_tokens)
+
+
+def _row_result(choice: TokenChoice | None, scores: Sequence[LogprobRow]) -> RowResult:
+    prompt = tuple(_message(score) for score in scores)
+    if choice is None:
+        return RowResult(prompt_logprobs=prompt)
+    own = () if choice.logprobs is None else (_message(choice.logprobs),)
+    return RowResult(token_ids=(choice.token_id,), logprobs=own, prompt_logprobs=prompt)
+
+
+def _message(row: LogprobRow) -> TokenLogprobs:
+    return TokenLogprobs(row.token_id, row.logprob, row.rank, list(row.top))
