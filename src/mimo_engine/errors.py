@@ -6,6 +6,7 @@
     ├── RequestError           a request that its sender can mend; HTTP 400
     │   └── ContextLengthError     prompt and max_tokens do not fit the context
     ├── QueueFullError         the waiting queue is at its limit; HTTP 503
+    ├── EngineUnavailableError the engine process is starting, restarting or given up; HTTP 503
     └── EngineDeadError        the engine process ended while the request was in flight; HTTP 500
 
 The first three are also `ValueError`: each message names what is wrong and the remedy. Broken
@@ -17,6 +18,7 @@ __all__ = [
     "ConfigError",
     "ContextLengthError",
     "EngineDeadError",
+    "EngineUnavailableError",
     "MimoError",
     "QueueFullError",
     "RequestError",
@@ -49,6 +51,10 @@ class ContextLengthError(RequestError):
 
 class QueueFullError(MimoError):
     """The waiting queue is at its limit; trying again later is the remedy."""
+
+
+class EngineUnavailableError(MimoError):
+    """No engine process can take a request now; the message says whether it is coming back."""
 
 
 class EngineDeadError(MimoError):

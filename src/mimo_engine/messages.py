@@ -5,12 +5,15 @@ msgspec encodes them; within one process the same objects are passed as they are
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from mimo_engine.config.sampling import SamplingParams
 
 __all__ = [
     "Abort",
+    "EngineFailed",
     "EngineInfo",
     "EngineReply",
     "EngineRequest",
@@ -68,6 +71,10 @@ class TokenOutput(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Prompt tokens that came from the prefix cache."""
     error: str | None = None
     """Why, when finish_reason is error."""
+    error_kind: Literal["queue_full", "context_length", "request"] | None = None
+    """Which exception of errors.py `error` was, when the engine refused the request."""
+    error_param: str | None = None
+    """The field at fault, when there is one."""
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,4 +108,10 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     page_size: int
 
 
-EngineReply = StepOutputs | EngineInfo
+class EngineFailed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The last words of an engine that could not start or go on. Its process ends after them."""
+
+    message: str
+
+
+EngineReply = StepOutputs | EngineInfo | EngineFailed
