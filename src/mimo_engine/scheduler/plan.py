@@ -9,21 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from mimo_engine.cache.pages import PageRun
 from mimo_engine.config.sampling import SamplingParams
 from mimo_engine.messages import TokenLogprobs
 
 __all__ = ["Admission", "PageRun", "RowResult", "StepPlan", "StepResult", "StepRow"]
-
-
-@dataclass(frozen=True, slots=True)
-class PageRun:
-    """Page ids for the logical pages `first`, `first` + 1, ... of one request in one group.
-
-    Logical page i holds positions i * page_size ... (i + 1) * page_size - 1.
-    """
-
-    first: int
-    pages: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,162 @@
+"""How the memory for K and V is divided: two groups of pages, sized from one byte budget.
+
+Full-attention layers keep every token; sliding ones only the last window, which the scheduler
+gives back as it passes. The groups differ in width and in lifetime, so each has its own pages: one
+page of a group holds `page_size` tokens of all its layers. Nobody sets a ratio: what the sliding
+group can use is known from the limits of the scheduler, and the rest goes to full pages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mimo_engine.config.model import ModelConfig
+from mimo_engine.errors import ConfigError
+
+__all__ = ["CacheLayout", "KVGroup", "kv_groups", "max_window_pages", "num_pages_for", "plan_cache"]
+
+GIB = 1024**3
+
+MIN_SERVED_TOKENS = 256
+"""A cache that holds less than this, when the model takes more, is a mistake and not a choice."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KVGroup:
+    """The layers that share one page table."""
+
+    name: str
+    layer_indices: tuple[int, ...]
+    elements_per_token: int
+    """K and V of every KV head of every layer in the group, on one rank."""
+
+    def bytes_per_token(self, bytes_per_element: int) -> int:
+        return self.elements_per_token * bytes_per_element
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheLayout:
+    """How many pages each group has. A group without layers has no pages."""
+
+    page_size: int
+    """Tokens in a page, in both groups."""
+    num_full_pages: int
+    num_sliding_pages: int
+    window: int | None
+    """Tokens a query of a sliding layer sees, itself included; None: no sliding layers."""
+    full_page_bytes: int = 0
+    """Bytes of one page over all layers of its group, on one rank."""
+    sliding_page_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        assert (self.window is None) == (self.num_sliding_pages == 0)
+        assert self.num_full_pages or self.num_sliding_pages
+
+    @property
+    def total_bytes(self) -> int:
+        full = self.num_full_pages * self.full_page_bytes
+        return full + self.num_sliding_pages * self.sliding_page_bytes
+
+    def longest_request(self, wanted_tokens: int) -> int:
+        """`wanted_tokens`, or as many of them as one request alone can keep in the full group."""
+        if not self.num_full_pages:
+            return wanted_tokens
+        return min(wanted_tokens, self.num_full_pages * self.page_size)
+
+
+def kv_groups(
+    config: ModelConfig,
+    *,
+    full_kv_heads: int | None = None,
+    sliding_kv_heads: int | None = None,
+) -> tuple[KVGroup, KVGroup]:
+    """The (full, sliding) groups of the model, either of which may have no layers.
+
+    full_kv_heads, sliding_kv_heads: KV heads that one layer of the kind keeps on this rank, where
+    tensor parallelism divides, replicates or pads them; by default those of the model.
+    """
+    groups: list[KVGroup] = []
+    for name, slides, kv_heads in (
+        ("full", False, full_kv_heads),
+        ("sliding", True, sliding_kv_heads),
+    ):
+        indices = tuple(i for i, spec in enumerate(config.layers) if spec.is_sliding == slides)
+        elements = 0
+        for index in indices:
+            spec = config.layers[index]
+            per_head = spec.kv_elements_per_token // spec.num_kv_heads
+            elements += per_head * (spec.num_kv_heads if kv_heads is None else kv_heads)
+        groups.append(KVGroup(name=name, layer_indices=indices, elements_per_token=elements))
+    return groups[0], groups[1]
+
+
+def num_pages_for(num_tokens: int, page_size: int) -> int:
+    """Pages that hold positions 0 ... num_tokens - 1."""
+    return -(-num_tokens // page_size)
+
+
+def max_window_pages(window: int, page_size: int) -> int:
+    """The most pages that `window` consecutive positions touch, wherever they start."""
+    return num_pages_for(window - 1, page_size) + 1
+
+
+def plan_cache(
+    config: ModelConfig,
+    budget_bytes: int,
+    *,
+    page_size: int,
+    bytes_per_element: int,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    max_model_len: int,
+    full_kv_heads: int | None = None,
+    sliding_kv_heads: int | None = None,
+) -> CacheLayout:
+    """Divide `budget_bytes` of one rank between the two groups.
+
+    The sliding group wants its working set (a window for each of max_num_seqs requests, and the
+    rows of one step, which are written before the window passes them) and two windows a request
+    for cached prefixes. It gets that, but no more than half of the budget; as live requests come
+    before cached prefixes, a tight budget costs prefixes first. All else goes to full pages, up to
+    what can ever be used: max_num_seqs requests of max_model_len, and as much again for cached
+    prefixes. Raises ConfigError when not even one request of useful length fits.
+    """
+    full, sliding = kv_groups(
+        config, full_kv_heads=full_kv_heads, sliding_kv_heads=sliding_kv_heads
+    )
+    full_page_bytes = page_size * full.bytes_per_token(bytes_per_element)
+    sliding_page_bytes = page_size * sliding.bytes_per_token(bytes_per_element)
+    pages_of_longest = num_pages_for(max_model_len, page_size)
+
+    num_sliding = 0
+    window = config.window
+    if window is not None:
+        window_pages = min(max_window_pages(window, page_size), pages_of_longest)
+        working_set = max_num_seqs * window_pages + max_num_batched_tokens // page_size + 1
+        share_bytes = budget_bytes // 2 if full.layer_indices else budget_bytes
+        num_sliding = min(
+            working_set + 2 * max_num_seqs * window_pages, share_bytes // sliding_page_bytes
+        )
+        num_sliding = max(num_sliding, window_pages + 1)
+    left_bytes = budget_bytes - num_sliding * sliding_page_bytes
+
+    num_full = min_full = 0
+    if full.layer_indices:
+        num_full = min(max(left_bytes, 0) // full_page_bytes, 2 * max_num_seqs * pages_of_longest)
+        min_full = num_pages_for(min(max_model_len, MIN_SERVED_TOKENS), page_size)
+    if left_bytes < 0 or num_full < min_full:
+        needed_bytes = num_sliding * sliding_page_bytes + min_full * full_page_bytes
+        raise ConfigError(
+            f"{budget_bytes / GIB:.4g} GiB of KV cache cannot hold one request of "
+            f"{min(max_model_len, MIN_SERVED_TOKENS)} tokens, which takes "
+            f"{needed_bytes / GIB:.4g} GiB: raise --kv-cache-gib, or lower --max-num-seqs or "
+            "--page-size"
+        )
+    return CacheLayout(
+        page_size=page_size,
+        num_full_pages=num_full,
+        num_sliding_pages=num_sliding,
+        window=window,
+        full_page_bytes=full_page_bytes,
+        sliding_page_bytes=sliding_page_bytes,
+    )

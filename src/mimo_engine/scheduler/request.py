@@ -1,0 +1,85 @@
+"""One request inside the scheduler.
+
+    WAITING ──admitted──> RUNNING ──stop, length──> gone
+       ^                     │
+       └──────preempted──────┘        abort, from either state: gone
+
+A waiting request has no slot and no pages; a running one has both. A preempted request keeps its
+tokens, its place in the order of arrival and its seed, so that its text does not change. An abort
+while a plan with the request is at the workers takes effect when the result is applied: until
+then its pages may be written.
+"""
+
+from __future__ import annotations
+
+from mimo_engine.cache.manager import SequencePages
+from mimo_engine.cache.prefix import PageChain
+from mimo_engine.config.sampling import SamplingParams
+from mimo_engine.messages import TokenLogprobs
+
+__all__ = ["Request"]
+
+
+class Request:
+    """State of one request. Compared by identity."""
+
+    __slots__ = (
+        "arrival",
+        "chain",
+        "is_aborted",
+        "is_in_flight",
+        "max_total_tokens",
+        "num_cached_tokens",
+        "pages",
+        "params",
+        "prompt_logprobs",
+        "request_id",
+        "sample_seed",
+        "slot",
+        "stop_ids",
+        "token_ids",
+    )
+
+    def __init__(
+        self,
+        *,
+        request_id: str,
+        arrival: int,
+        chain: PageChain,
+        params: SamplingParams,
+        sample_seed: int,
+        stop_ids: tuple[int, ...],
+        max_total_tokens: int,
+    ) -> None:
+        self.request_id = request_id
+        self.arrival = arrival
+        """Requests are served in this order."""
+        self.chain = chain
+        self.token_ids = chain.token_ids
+        """Prompt and sampled tokens: the chain's own list."""
+        self.params = params
+        self.sample_seed = sample_seed
+        self.stop_ids = stop_ids
+        self.max_total_tokens = max_total_tokens
+        """Prompt and output, at most."""
+        self.slot: int | None = None
+        self.pages: SequencePages | None = None
+        self.is_in_flight = False
+        """A row of it is at the workers."""
+        self.is_aborted = False
+        self.num_cached_tokens: int | None = None
+        """Prompt tokens that came from the prefix cache at the first admission."""
+        self.prompt_logprobs: list[TokenLogprobs | None] = [None]
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return self.chain.num_prompt_tokens
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.chain.num_prompt_tokens
+
+    @property
+    def needs_every_prompt_row(self) -> bool:
+        """Prompt log-probabilities are asked for and not complete: no prefix hit is of use."""
+        return self.params.prompt_logprobs is not None and self.num_output_tokens == 0

@@ -1,0 +1,337 @@
+"""What runs next: `plan` makes a `StepPlan`, `apply` takes in its `StepResult`.
+
+Continuous batching: every step holds one row for each running request, and prompts are computed in
+chunks that fill the step's token budget (policy.py has the order and why decode comes first). When
+pages run out, the youngest running request is preempted: it gives up its pages and is computed
+again later, from what the prefix cache still has. The oldest request is never preempted while
+another runs, and alone every request fits, so it always makes progress.
+
+No clock, no randomness, no I/O: the same calls give the same plans. Between `plan` and `apply` the
+workers read and write the pages of the planned requests, so nothing of theirs is given away.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from heapq import heapify, heappop, heappush
+
+from mimo_engine.cache.manager import CacheManager
+from mimo_engine.cache.prefix import PageChain, PrefixMatch
+from mimo_engine.config.engine import SchedulerConfig
+from mimo_engine.errors import ConfigError, ContextLengthError, QueueFullError, RequestError
+from mimo_engine.messages import EngineStats, NewRequest, TokenOutput
+from mimo_engine.scheduler.plan import Admission, RowResult, StepPlan, StepResult, StepRow
+from mimo_engine.scheduler.policy import (
+    accept_tokens,
+    derive_seed,
+    longest_total,
+    spare_pages,
+    stop_ids,
+)
+from mimo_engine.scheduler.request import Request
+
+__all__ = ["Scheduler"]
+
+
+class Scheduler:
+    """Owns the requests and the cache's bookkeeping; knows nothing of devices.
+
+    Raises ConfigError when the cache cannot hold one request of max_model_len tokens.
+    """
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        cache: CacheManager,
+        *,
+        max_model_len: int,
+        eos_token_ids: tuple[int, ...],
+        seed: int,
+    ) -> None:
+        if cache.layout.longest_request(max_model_len) < max_model_len:
+            raise ConfigError(
+                f"the KV cache holds {cache.layout.longest_request(max_model_len)} tokens, less "
+                f"than the context of {max_model_len}: lower --max-model-len or raise "
+                "--kv-cache-gib"
+            )
+        self._config = config
+        self._cache = cache
+        self._max_model_len = max_model_len
+        self._eos_token_ids = eos_token_ids
+        self._seed = seed
+        self._requests: dict[str, Request] = {}
+        self._running: list[Request] = []
+        self._waiting: deque[Request] = deque()
+        self._free_slots = list(range(config.max_num_seqs))
+        heapify(self._free_slots)
+        self._in_flight: StepPlan | None = None
+        self._in_flight_requests: list[Request] = []
+        self._blocked_head: Request | None = None
+        """Head of the queue, found to lack full pages since when no request has left."""
+        self._num_arrivals = 0
+        self._num_preemptions = 0
+        self._prefix_query_tokens = 0
+        self._prefix_hit_tokens = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._running or self._waiting)
+
+    def add(self, new: NewRequest) -> None:
+        """Queue a request.
+
+        Raises RequestError, ContextLengthError or QueueFullError, and then nothing was changed.
+        """
+        num_prompt_tokens = len(new.prompt_token_ids)
+        if not num_prompt_tokens:
+            raise RequestError("the prompt is empty: give at least one token", param="prompt")
+        if num_prompt_tokens >= self._max_model_len:
+            raise ContextLengthError(
+                f"the prompt has {num_prompt_tokens} tokens, which leaves no room for an answer "
+                f"in the context of {self._max_model_len}: shorten it",
+                param="prompt",
+            )
+        if new.request_id in self._requests:
+            raise RequestError(f"request id {new.request_id!r} is in use", param="request_id")
+        if len(self._waiting) >= self._config.max_queue_len:
+            raise QueueFullError(
+                f"{len(self._waiting)} requests are waiting, which is --max-queue-len: try later"
+            )
+        params = new.params
+        arrival = self._num_arrivals
+        self._num_arrivals += 1
+        request = Request(
+            request_id=new.request_id,
+            arrival=arrival,
+            chain=PageChain(new.prompt_token_ids, self._cache.layout.page_size),
+            params=params,
+            sample_seed=derive_seed(self._seed, arrival) if params.seed is None else params.seed,
+            stop_ids=stop_ids(params, self._eos_token_ids),
+            max_total_tokens=longest_total(
+                num_prompt_tokens, params.max_tokens, self._max_model_len
+            ),
+        )
+        self._requests[request.request_id] = request
+        self._waiting.append(request)
+
+    def abort(self, request_id: str) -> bool:
+        """End a request now; False when the id is unknown. It has no further output."""
+        request = self._requests.pop(request_id, None)
+        if request is None:
+            return False
+        if request.is_in_flight:
+            request.is_aborted = True
+        elif request.pages is not None:
+            self._running.remove(request)
+            self._release(request)
+        else:
+            self._waiting.remove(request)
+        return True
+
+    def plan(self) -> StepPlan | None:
+        """The next step, or None when there is nothing to do. `apply` must come before another."""
+        assert self._in_flight is None
+        rows: list[StepRow] = []
+        budget, pages_ran_out = self._plan_running(rows)
+        admissions: list[Admission] = []
+        while budget and not pages_ran_out and self._waiting and self._free_slots:
+            request = self._waiting[0]
+            if not self._admit(request, admissions):
+                break
+            num_tokens, pages_ran_out = self._fit(request, budget)
+            rows.append(self._row(request, num_tokens))
+            budget -= num_tokens
+        if not rows:
+            assert not self.has_work
+            return None
+        self._in_flight = StepPlan(admissions=tuple(admissions), rows=tuple(rows))
+        return self._in_flight
+
+    def apply(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
+        """Take in what the workers did with `plan`: one output a request that got tokens."""
+        assert plan is self._in_flight
+        outputs: list[TokenOutput] = []
+        some_left = False
+        for request, row, done in zip(
+            self._in_flight_requests, plan.rows, result.rows, strict=True
+        ):
+            request.is_in_flight = False
+            if not request.is_aborted:
+                output = self._settle(request, row, done)
+                if output is None:
+                    continue
+                outputs.append(output)
+                if output.finish_reason is None:
+                    continue
+                del self._requests[request.request_id]
+            self._release(request)
+            some_left = True
+        if some_left:
+            self._running = [request for request in self._running if request.pages is not None]
+        self._in_flight = None
+        self._in_flight_requests = []
+        return outputs
+
+    def stats(self) -> EngineStats:
+        """A snapshot. Pages used are those of live requests; idle cached ones can be had."""
+        full, sliding = self._cache.full_usage(), self._cache.sliding_usage()
+        return EngineStats(
+            num_running=len(self._running),
+            num_waiting=len(self._waiting),
+            num_preemptions=self._num_preemptions,
+            full_pages_used=full.live,
+            full_pages_total=full.total,
+            sliding_pages_used=sliding.live,
+            sliding_pages_total=sliding.total,
+            prefix_query_tokens=self._prefix_query_tokens,
+            prefix_hit_tokens=self._prefix_hit_tokens,
+        )
+
+    def _plan_running(self, rows: list[StepRow]) -> tuple[int, bool]:
+        """Rows of the running requests, oldest first; (budget left, whether pages ran out)."""
+        budget = self._config.max_num_batched_tokens
+        pages_ran_out = False
+        running = self._running
+        index = 0
+        # Preemption shortens the list from its end, where no request has a row yet.
+        while index < len(running):
+            request = running[index]
+            num_tokens, is_short = self._fit(request, budget)
+            pages_ran_out |= is_short
+            if num_tokens:
+                rows.append(self._row(request, num_tokens))
+                budget -= num_tokens
+            elif index + 1 < len(running):
+                self._preempt_youngest()
+                continue
+            # The youngest, when it finds no page, keeps those it has and sits this step out.
+            index += 1
+        return budget, pages_ran_out
+
+    def _fit(self, request: Request, budget: int) -> tuple[int, bool]:
+        """Extend by the next chunk, as far as pages go: (its tokens, whether pages were short)."""
+        pages = request.pages
+        assert pages is not None
+        wanted = min(len(request.token_ids) - pages.num_computed, budget)
+        if self._cache.extend(pages, wanted):
+            return wanted, False
+        num_tokens = self._cache.room(pages)
+        assert num_tokens < wanted
+        extended = self._cache.extend(pages, num_tokens)
+        assert extended
+        return num_tokens, True
+
+    def _row(self, request: Request, num_tokens: int) -> StepRow:
+        pages, slot = request.pages, request.slot
+        assert pages is not None
+        assert slot is not None
+        full, sliding = self._cache.take_new_pages(pages)
+        request.is_in_flight = True
+        self._in_flight_requests.append(request)
+        start = pages.num_computed
+        return StepRow(
+            slot=slot,
+            start=start,
+            num_tokens=num_tokens,
+            samples=start + num_tokens == len(request.token_ids),
+            full=full,
+            sliding=sliding,
+        )
+
+    def _admit(self, request: Request, admissions: list[Admission]) -> bool:
+        """Give the head of the queue a slot and what the prefix cache has; False: it must wait."""
+        if request is self._blocked_head:
+            return False
+        num_tokens = len(request.token_ids)
+        if self._running and not self._cache.can_start_sliding(num_tokens):
+            return False
+        uses_prefix = self._cache.prefix_caching and not request.needs_every_prompt_row
+        match = self._cache.find(request.chain) if uses_prefix else PrefixMatch()
+        if self._running and not self._cache.can_start(
+            num_tokens, match, spare_pages=spare_pages(len(self._running))
+        ):
+            self._blocked_head = request
+            return False
+        request.pages = self._cache.allocate(request.chain, match)
+        request.slot = heappop(self._free_slots)
+        self._running.append(self._waiting.popleft())
+        if request.num_cached_tokens is None:
+            request.num_cached_tokens = request.pages.num_computed
+            if uses_prefix:
+                self._prefix_query_tokens += num_tokens
+                self._prefix_hit_tokens += request.num_cached_tokens
+        if request.needs_every_prompt_row:
+            request.prompt_logprobs = [None]
+        admissions.append(
+            Admission(
+                slot=request.slot,
+                token_ids=tuple(request.token_ids),
+                num_prompt_tokens=request.num_prompt_tokens,
+                params=request.params,
+                sample_seed=request.sample_seed,
+                stop_ids=request.stop_ids,
+            )
+        )
+        return True
+
+    def _preempt_youngest(self) -> None:
+        """Back to the head of the queue, which keeps the queue in order of arrival."""
+        request = self._running.pop()
+        assert not request.is_in_flight
+        self._release(request)
+        self._waiting.appendleft(request)
+        self._num_preemptions += 1
+
+    def _release(self, request: Request) -> None:
+        """Give back slot and pages. The head of the queue may try anew."""
+        assert request.pages is not None
+        assert request.slot is not None
+        self._cache.free(request.pages)
+        heappush(self._free_slots, request.slot)
+        request.pages = request.slot = None
+        self._blocked_head = None
+
+    def _settle(self, request: Request, row: StepRow, done: RowResult) -> TokenOutput | None:
+        """Append what was sampled, advance the pages, apply the stop rules."""
+        pages = request.pages
+        assert pages is not None
+        end = row.start + row.num_tokens
+        if request.needs_every_prompt_row:
+            last_prompt_row = min(end, request.num_prompt_tokens - 1)
+            assert len(done.prompt_logprobs) == last_prompt_row - row.start
+            request.prompt_logprobs.extend(done.prompt_logprobs)
+        if not row.samples:
+            assert not done.token_ids
+            self._cache.advance(pages, end)
+            return None
+        assert done.token_ids
+        num_output_tokens = request.num_output_tokens
+        accepted = accept_tokens(
+            done.token_ids,
+            num_output_tokens=num_output_tokens,
+            num_tokens_left=request.max_total_tokens - len(request.token_ids),
+            stop_ids=request.stop_ids,
+            min_tokens=request.params.min_tokens,
+        )
+        token_ids = list(done.token_ids[: accepted.num_tokens])
+        request.token_ids.extend(token_ids)
+        # The last token has no K and V yet; rows past it were drafts that did not count.
+        num_computed = len(request.token_ids) - 1
+        self._cache.advance(pages, num_computed)
+        if num_computed < end:
+            self._cache.roll_back(pages)
+        is_first = num_output_tokens == 0
+        if is_first:
+            # A whole prompt is published now: the head of the queue may share it, and fit.
+            self._blocked_head = None
+        wants_logprobs = request.params.logprobs is not None
+        wants_prompt_logprobs = is_first and request.params.prompt_logprobs is not None
+        return TokenOutput(
+            request_id=request.request_id,
+            token_ids=token_ids,
+            logprobs=list(done.logprobs[: accepted.num_tokens]) if wants_logprobs else None,
+            prompt_logprobs=request.prompt_logprobs if wants_prompt_logprobs else None,
+            finish_reason=accepted.finish_reason,
+            stop_token_id=accepted.stop_token_id,
+            num_cached_tokens=(request.num_cached_tokens or 0) if is_first else 0,
+        )
