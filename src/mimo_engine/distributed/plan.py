@@ -1,4 +1,4 @@
-"""Which part of the model one tensor-parallel rank holds: the one place where every cut is specified.
+"""Which part of the model one tensor-parallel rank holds: the one place that specifies every cut.
 
 Three rules cover every degree, with no special cases; degrees that divide nothing (3, 6) are
 zero-padded by the same formulas. Every rank has the same shapes. What no rule here names is
@@ -13,9 +13,9 @@ about as many bytes of weights and cache as two query heads. Out of this one for
 cut, the replication of KV heads at degrees above their number, and padding. Inside a rank GQA stays
 uniform: local query head `i` reads local slot `i // heads_per_slot`.
 
-Widths (`BlockPlan`). MLP columns, dense and experts, are dealt in contiguous runs of whole blocks of
-128, `ceil(ceil(width / 128) / tp_size)` blocks a rank, whatever the stored format: 128 is the scale
-block of FP8 and a multiple of MXFP4's group. Vocabulary rows likewise, in blocks of 64.
+Widths (`BlockPlan`). MLP columns, dense and experts, are dealt in contiguous runs of whole blocks
+of 128, `ceil(ceil(width / 128) / tp_size)` blocks a rank, whatever the stored format: 128 is the
+scale block of FP8 and a multiple of MXFP4's group. Vocabulary rows likewise, in blocks of 64.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from mimo_engine.config.model import LayerSpec
 
-__all__ = ["BlockPlan", "HeadPlan", "KVSlot", "ParallelPlan", "plan_heads"]
+__all__ = ["SINGLE_RANK", "BlockPlan", "HeadPlan", "KVSlot", "ParallelPlan", "plan_heads"]
 
 _MLP_BLOCK = 128
 _VOCAB_BLOCK = 64
@@ -118,6 +118,10 @@ class ParallelPlan:
     def vocabulary(self, vocab_size: int) -> BlockPlan:
         """How the rows of `embed_tokens` and `lm_head` are dealt."""
         return _plan_blocks(vocab_size, _VOCAB_BLOCK, self.tp_size)
+
+
+SINGLE_RANK = ParallelPlan()
+"""The whole model on one rank."""
 
 
 def plan_heads(num_heads: int, num_kv_heads: int, tp_size: int) -> HeadPlan:

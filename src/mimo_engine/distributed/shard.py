@@ -1,8 +1,8 @@
 """How one rank's slice of a tensor is cut, as data.
 
 A `Cut` describes a local index space along one dimension: runs copied from the source, zeros
-everywhere else. Cuts compose, so "this rank's rows" after "where the file keeps these rows" is again
-a cut, and one small interpreter (`gather`, `scatter_into`) serves every layout.
+everywhere else. Cuts compose, so "this rank's rows" after "where the file keeps these rows" is
+again a cut, and one small interpreter (`gather`, `scatter_into`) serves every layout.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from mimo_engine.distributed.plan import BlockPlan
 
-__all__ = ["Cut", "Run", "cut_blocks", "cut_heads"]
+__all__ = ["Cut", "Run", "cut_blocks", "cut_heads", "joined"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Cut:
         """
         runs = []
         for run in self.runs:
-            assert run.src % unit == 0 and run.dst % unit == 0, (run, unit)
+            assert run.src % unit == run.dst % unit == 0, (run, unit)
             runs.append(Run(run.src // unit, run.dst // unit, -(-run.length // unit)))
         return Cut(self.dim, -(-self.size // unit), tuple(runs))
 
@@ -93,6 +93,16 @@ def cut_heads(dim: int, heads: Sequence[int | None], head_dim: int) -> Cut:
         if head is not None
     )
     return _merged(dim, len(heads) * head_dim, runs)
+
+
+def joined(cuts: Sequence[Cut]) -> Cut:
+    """The local index spaces of several cuts of one source, one after the other."""
+    runs, size = [], 0
+    for cut in cuts:
+        assert cut.dim == cuts[0].dim
+        runs += [Run(run.src, size + run.dst, run.length) for run in cut.runs]
+        size += cut.size
+    return _merged(cuts[0].dim, size, runs)
 
 
 def _merged(dim: int, size: int, runs: Iterable[Run]) -> Cut:

@@ -45,7 +45,7 @@ class RowGrid:
     period: int
 
     def __post_init__(self) -> None:
-        assert self.num_rows > 0 and self.num_rows % self.period == 0
+        assert self.num_rows % self.period == 0
 
     @property
     def blocks_per_period(self) -> int:
@@ -89,19 +89,22 @@ def decode_fp8(
 def decode_mxfp4(packed: torch.Tensor, scales: torch.Tensor, *, out: torch.Tensor) -> None:
     """Write `e2m1 * 2 ** (scale - 127)` to `out`.
 
-    packed: uint8 [..., N, K / 2]; scales: uint8 [..., N, K / 32]; out: [..., N, K], written in full.
+    packed: uint8 [..., N, K / 2]; scales: uint8 [..., N, K / 32]; out: any float dtype,
+    [..., N, K], written in full.
     """
-    assert out.is_contiguous()
-    packed, scales = packed.flatten(0, -2), scales.flatten(0, -2)
-    flat = out.view(-1, out.shape[-1])
+    if packed.dim() > 2:
+        for i in range(packed.shape[0]):
+            decode_mxfp4(packed[i], scales[i], out=out[i])
+        return
     pairs = _e2m1_pairs().to(packed.device)
     powers = _powers_of_two().to(packed.device)
-    step = max(1, _SLAB_ELEMENTS // out.shape[-1])
-    for start in range(0, flat.shape[0], step):
+    num_rows, num_columns = out.shape
+    step = max(1, _SLAB_ELEMENTS // num_columns)
+    for start in range(0, num_rows, step):
         rows = slice(start, start + step)
         values = pairs.index_select(0, packed[rows].flatten().int()).view(-1, MXFP4_GROUP)
         values *= powers.index_select(0, scales[rows].flatten().int())[:, None]
-        flat[rows] = values.view(-1, out.shape[-1])
+        out[rows] = values.view(-1, num_columns)
 
 
 def encode_fp8(weight: torch.Tensor, grid: RowGrid) -> tuple[torch.Tensor, torch.Tensor]:

@@ -27,8 +27,10 @@ class Fp8BlockWeight:
 
     def __post_init__(self) -> None:
         *batch, num_rows, num_columns = self.data.shape
-        assert self.data.dtype is torch.float8_e4m3fn and self.scales.dtype is torch.float32
-        assert self.scale_row.dtype is torch.int32 and self.scale_row.shape == (num_rows,)
+        assert self.data.dtype is torch.float8_e4m3fn
+        assert self.scales.dtype is torch.float32
+        assert self.scale_row.dtype is torch.int32
+        assert self.scale_row.shape == (num_rows,)
         assert list(self.scales.shape[:-2]) == batch
         assert self.scales.shape[-1] == -(-num_columns // FP8_BLOCK)
 
@@ -71,7 +73,7 @@ class Mxfp4Weight:
     """uint8 exponents (E8M0), [..., N, K / 32]."""
 
     def __post_init__(self) -> None:
-        assert self.packed.dtype is torch.uint8 and self.scales.dtype is torch.uint8
+        assert self.packed.dtype is self.scales.dtype is torch.uint8
         assert self.packed.shape[:-1] == self.scales.shape[:-1]
         assert self.packed.shape[-1] * 2 == self.scales.shape[-1] * MXFP4_GROUP
 

@@ -1,0 +1,436 @@
+"""Does the checkpoint hold exactly what config.json promises? Answered from the headers.
+
+Everything is compared before a byte of data is read: each parameter has all its tensors, of the
+right shape, type and scale grid, and each tensor is used once or named in IGNORED. The answer is a
+`LoadPlan`: what `load.py` executes, and the list of what is wrong, each with its remedy.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+import torch
+
+from mimo_engine.checkpoint.formats import StoredFormat
+from mimo_engine.checkpoint.index import CheckpointIndex, TensorInfo
+from mimo_engine.checkpoint.names import (
+    FP8_SCALE_SUFFIX,
+    MTP_PREFIX,
+    MXFP4_SCALE_SUFFIX,
+    Placement,
+    ignored_reason,
+    mtp_layer_index,
+    placements,
+    tensor_name,
+)
+from mimo_engine.checkpoint.params import ParamSpec, Storage, parameter_specs
+from mimo_engine.checkpoint.qkv_layout import (
+    LayerEvidence,
+    QkvLayout,
+    decide_qkv_layout,
+    fuse_qkv,
+    fused_grid,
+    fused_rows,
+    split_grid,
+)
+from mimo_engine.config.model import LayerSpec, ModelConfig
+from mimo_engine.distributed.plan import ParallelPlan
+from mimo_engine.errors import CheckpointError
+from mimo_engine.kernels.quant import FP8_BLOCK, MXFP4_GROUP, RowGrid
+
+__all__ = ["LoadPlan", "Source", "count_mtp_layers", "verify_headers"]
+
+_QKV = ".self_attn.qkv_proj.weight"
+_AGAIN = "download the checkpoint again"
+_FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+_DTYPE_FORMATS = {
+    torch.float8_e4m3fn: StoredFormat.FP8,
+    torch.uint8: StoredFormat.MXFP4,
+    **dict.fromkeys(_FLOATS, StoredFormat.PLAIN),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """One weight of the files, its scales, and its place."""
+
+    tensor: TensorInfo
+    scales: TensorInfo | None
+    format: StoredFormat
+    grid: RowGrid | None
+    """Row grid of FP8 scales."""
+    placement: Placement
+
+
+@dataclass(kw_only=True, slots=True)
+class LoadPlan:
+    """What fills what. Not to be executed while `problems` is not empty."""
+
+    specs: dict[str, ParamSpec]
+    """The parameters, qkv fused where the files have it so."""
+    qkv_layout: QkvLayout | None
+    """Row order of the fused tensors; None: split, or undecided (then that is a problem)."""
+    sources: dict[str, Source] = field(default_factory=dict)
+    """By tensor name."""
+    formats: dict[str, StoredFormat] = field(default_factory=dict)
+    """By parameter."""
+    ignored: dict[str, str] = field(default_factory=dict)
+    """Tensor name -> reason."""
+    problems: list[str] = field(default_factory=list)
+
+    def grids(self, parameter: str) -> dict[str, RowGrid]:
+        """FP8 row grid by part; all experts of a parameter share it."""
+        found = {}
+        for part in self.specs[parameter].parts:
+            expert = None if self.specs[parameter].num_experts is None else 0
+            grid = self.sources[tensor_name(parameter, part.name, expert)].grid
+            assert grid is not None
+            found[part.name] = grid
+        return found
+
+
+def count_mtp_layers(index: CheckpointIndex) -> int:
+    """MTP layers in the files: the names decide, config.json is not reliable (text.md 1.2)."""
+    numbers = {mtp_layer_index(name) for name in index.tensors} - {None}
+    if numbers != set(range(len(numbers))):
+        raise CheckpointError(
+            f"the MTP layers are numbered {sorted(n for n in numbers if n is not None)}, which is "
+            f"not 0 ... n-1: a file is missing; {_AGAIN}"
+        )
+    return len(numbers)
+
+
+def verify_headers(
+    index: CheckpointIndex,
+    config: ModelConfig,
+    plan: ParallelPlan,
+    *,
+    qkv_layout: str = "auto",
+    num_mtp_layers: int = 0,
+) -> LoadPlan:
+    """Match the files against `config`, for the rank of `plan`. Reads headers, and the data of
+    single fp8 tensors only where scale counts leave a grid open. Does not raise: see `problems`."""
+    return _Verifier(index, config).run(plan, qkv_layout, num_mtp_layers)
+
+
+class _Verifier:
+    def __init__(self, index: CheckpointIndex, config: ModelConfig) -> None:
+        self._index = index
+        self._config = config
+        self._problems: list[str] = []
+        self._used: set[str] = set()
+
+    def run(self, plan: ParallelPlan, requested: str, num_mtp_layers: int) -> LoadPlan:
+        specs = parameter_specs(self._config, plan, num_mtp_layers=num_mtp_layers)
+        layout = None
+        if self._layout_flag_fits() and self._config.qkv_chunks is not None:
+            layout = self._decide_layout(requested)
+        fused = self._fused(specs, layout or QkvLayout.CHUNKED)
+        result = LoadPlan(specs=fused, qkv_layout=layout, problems=self._problems)
+        for name, placement in placements(fused):
+            source = self._source(name, placement, fused[placement.parameter], layout)
+            if source is not None:
+                result.sources[name] = source
+        self._agree_on_formats(result)
+        self._leftovers(result, num_mtp_layers)
+        return result
+
+    def _layout_flag_fits(self) -> bool:
+        """Whether fused or split, as config.json has it, is what the files have."""
+        names = self._index.tensors
+        has_fused = any(name.endswith(_QKV) for name in names)
+        has_split = any(name.endswith(".self_attn.q_proj.weight") for name in names)
+        wants_fused = self._config.qkv_chunks is not None
+        if wants_fused and has_split and not has_fused:
+            self._problems.append(
+                "the files have split q_proj, k_proj, v_proj tensors, but config.json says "
+                "attention_projection_layout 'fused_qkv': set it to 'split'"
+            )
+        elif has_fused and not wants_fused:
+            self._problems.append(
+                "the files have fused qkv_proj tensors, but config.json's "
+                "attention_projection_layout is not 'fused_qkv': set it"
+            )
+        else:
+            return True
+        return False
+
+    def _decide_layout(self, requested: str) -> QkvLayout | None:
+        config, evidence = self._config, []
+        assert config.qkv_chunks is not None
+        for number, layer in enumerate(config.layers):
+            name = tensor_name(f"layers.{number}{_QKV}")
+            info = self._index.tensors.get(name)
+            scales = self._index.tensors.get(name + FP8_SCALE_SUFFIX)
+            # A wrong shape or type is reported where the tensor itself is checked.
+            if layer.is_sliding or info is None or scales is None:
+                continue
+            if info.dtype is torch.float8_e4m3fn and info.shape[0] == fused_rows(layer):
+                evidence.append(
+                    LayerEvidence(
+                        tensor=name,
+                        layer=layer,
+                        num_scale_rows=scales.shape[0],
+                        read=lambda name=name: self._index.read(name),
+                    )
+                )
+        try:
+            return decide_qkv_layout(
+                evidence,
+                num_chunks=config.qkv_chunks,
+                metadata=self._index.metadata,
+                requested=requested,
+            )
+        except CheckpointError as error:
+            self._problems.append(str(error))
+            return None
+
+    def _fused(self, specs: dict[str, ParamSpec], layout: QkvLayout) -> dict[str, ParamSpec]:
+        chunks = self._config.qkv_chunks
+        if chunks is None:
+            return specs
+        return {
+            name: fuse_qkv(spec, self._layer(name), chunks, layout) if name.endswith(_QKV) else spec
+            for name, spec in specs.items()
+        }
+
+    def _source(
+        self, name: str, placement: Placement, spec: ParamSpec, layout: QkvLayout | None
+    ) -> Source | None:
+        """Check one weight and its scales; None when something is wrong."""
+        self._used.add(name)
+        info = self._index.tensors.get(name)
+        if info is None:
+            self._problems.append(f"tensor {name} is missing: {self._missing_remedy(placement)}")
+            return None
+        stored = self._format(info, spec)
+        if stored is None:
+            return None
+        shape = placement.part.full_shape
+        if stored is StoredFormat.MXFP4:
+            shape = (*shape[:-1], shape[-1] // 2)
+        if info.shape != shape:
+            self._problems.append(
+                f"tensor {name} is {list(info.shape)}, not {list(shape)}: "
+                f"{self._shape_remedy(info, placement)}"
+            )
+            return None
+        if stored is StoredFormat.PLAIN:
+            return Source(tensor=info, scales=None, format=stored, grid=None, placement=placement)
+        scales = self._scales(info, stored)
+        if scales is None:
+            return None
+        grid = self._grid(info, scales, placement, layout) if stored is StoredFormat.FP8 else None
+        num_rows, num_columns = placement.part.full_shape
+        if stored is StoredFormat.MXFP4:
+            expected = (num_rows, num_columns // MXFP4_GROUP)
+        elif grid is not None:
+            expected = (grid.num_scale_rows, -(-num_columns // FP8_BLOCK))
+        else:
+            return None
+        if scales.shape != expected:
+            self._problems.append(
+                f"tensor {scales.name} is {list(scales.shape)}, not {list(expected)}: the scale "
+                "grid is not the official one; restore the official scales"
+            )
+            return None
+        return Source(tensor=info, scales=scales, format=stored, grid=grid, placement=placement)
+
+    def _format(self, info: TensorInfo, spec: ParamSpec) -> StoredFormat | None:
+        """The stored format, if this parameter may have it."""
+        stored = _DTYPE_FORMATS.get(info.dtype)
+        quantization, problem = self._config.quantization, None
+        if stored is None:
+            problem = f"is {info.dtype}, which no weight of this family is: {_AGAIN}"
+        elif stored is StoredFormat.PLAIN:
+            if spec.storage is Storage.FLOAT32_ONLY and info.dtype is not torch.float32:
+                problem = (
+                    f"is {info.dtype}, but must be float32 (rounding it changes which experts are "
+                    "chosen): restore the official tensor"
+                )
+        elif spec.storage is not Storage.LINEAR:
+            problem = f"is {info.dtype}, but this tensor is never quantised: {_AGAIN}"
+        elif quantization is None:
+            problem = (
+                f"is quantised ({info.dtype}), but config.json has no quantization_config: restore "
+                "the official config.json"
+            )
+        elif stored is StoredFormat.MXFP4 and spec.num_experts is None:
+            problem = f"is uint8, but only routed experts are MXFP4: {_AGAIN}"
+        elif stored is StoredFormat.MXFP4 and not quantization.experts_are_mxfp4:
+            problem = (
+                "is uint8 (MXFP4), but config.json's quantization_config has no store_dtype "
+                "'mxfp4': restore the official config.json"
+            )
+        if problem is None and spec.num_experts is not None and stored is not StoredFormat.MXFP4:
+            if quantization is not None and quantization.experts_are_mxfp4:
+                problem = (
+                    f"is {info.dtype}, but config.json's quantization_config.store_dtype says "
+                    "experts are mxfp4: restore the official config.json or tensors"
+                )
+        if problem is not None:
+            self._problems.append(f"tensor {info.name} {problem}")
+            return None
+        return stored
+
+    def _scales(self, info: TensorInfo, stored: StoredFormat) -> TensorInfo | None:
+        """The scales beside a quantised weight, of the type its format has."""
+        if stored is StoredFormat.FP8:
+            suffix, other, dtype = FP8_SCALE_SUFFIX, MXFP4_SCALE_SUFFIX, torch.float32
+        else:
+            suffix, other, dtype = MXFP4_SCALE_SUFFIX, FP8_SCALE_SUFFIX, torch.uint8
+        name, misnamed = info.name + suffix, info.name + other
+        self._used.add(name)
+        scales = self._index.tensors.get(name)
+        if scales is None:
+            problem = f"tensor {info.name} is {stored}, but its scales {name} are missing"
+            if misnamed in self._index.tensors:
+                self._used.add(misnamed)
+                problem += f" ({misnamed} has the name of the other format)"
+            self._problems.append(f"{problem}: {_AGAIN}")
+            return None
+        if scales.dtype is not dtype:
+            meant = "exponents of MXFP4" if scales.dtype is torch.uint8 else "not exponents"
+            self._problems.append(
+                f"tensor {name} is {scales.dtype} ({meant}), but scales of {stored} weights are "
+                f"{dtype}: restore the official tensor"
+            )
+            return None
+        return scales
+
+    def _grid(
+        self,
+        info: TensorInfo,
+        scales: TensorInfo,
+        placement: Placement,
+        layout: QkvLayout | None,
+    ) -> RowGrid | None:
+        num_rows = info.shape[0]
+        if not placement.parameter.endswith(_QKV):
+            return RowGrid(num_rows, num_rows)
+        layer = self._layer(placement.parameter)
+        if placement.part.name == "":
+            assert self._config.qkv_chunks is not None
+            if layout is None:
+                # A problem already; no second one for the grid that hangs on it.
+                return None
+            return fused_grid(layer, self._config.qkv_chunks, layout)
+        try:
+            return split_grid(
+                info.name,
+                num_rows,
+                scales.shape[0],
+                self._num_quantiser_ranks(),
+                lambda: self._index.read(info.name),
+            )
+        except CheckpointError as error:
+            self._problems.append(str(error))
+            return None
+
+    def _num_quantiser_ranks(self) -> int:
+        """Ranks that the split tensors were quantised on: as T, the KV heads of full layers."""
+        layers = self._config.layers
+        full = next((layer for layer in layers if not layer.is_sliding), layers[0])
+        return full.num_kv_heads
+
+    def _agree_on_formats(self, result: LoadPlan) -> None:
+        """All tensors of one parameter must have one format."""
+        for name, source in result.sources.items():
+            parameter = source.placement.parameter
+            first = result.formats.setdefault(parameter, source.format)
+            if source.format is not first:
+                self._problems.append(
+                    f"tensor {name} is {source.format}, but others of {parameter} are {first}: one "
+                    f"file belongs to another checkpoint; {_AGAIN}"
+                )
+
+    def _leftovers(self, result: LoadPlan, num_mtp_layers: int) -> None:
+        """Every tensor that fills nothing must have a reason."""
+        present = len({mtp_layer_index(name) for name in self._index.tensors} - {None})
+        draft_names = self._draft_names(present)
+        for name in self._index.tensors:
+            if name in self._used:
+                continue
+            number = mtp_layer_index(name)
+            if number is not None and number >= num_mtp_layers and name in draft_names:
+                result.ignored[name] = "draft layer; drafts are off"
+                continue
+            reason = ignored_reason(name, self._config)
+            if reason is not None:
+                result.ignored[name] = reason
+            else:
+                self._problems.append(f"tensor {name} {self._unknown_remedy(name)}")
+
+    def _draft_names(self, num_layers: int) -> set[str]:
+        specs = parameter_specs(self._config, num_mtp_layers=num_layers)
+        drafts = {name: spec for name, spec in specs.items() if name.startswith("mtp.")}
+        names = {name for name, _ in placements(self._fused(drafts, QkvLayout.CHUNKED))}
+        return names | {name + FP8_SCALE_SUFFIX for name in names}
+
+    def _layer(self, name: str) -> LayerSpec:
+        """The spec of the layer that one of our parameters belongs to."""
+        if name.startswith("mtp."):
+            return self._config.mtp_layer
+        return self._config.layers[int(name.split(".")[1])]
+
+    def _missing_remedy(self, placement: Placement) -> str:
+        if placement.parameter.endswith("attention_sink_bias"):
+            layer = ".".join(placement.parameter.split(".")[:-2])
+            return (
+                f"{layer} is {self._layer(placement.parameter).attention} by config.json and needs "
+                "a sink; restore the official config.json (hybrid_layer_pattern) or the file"
+            )
+        return _AGAIN
+
+    def _shape_remedy(self, info: TensorInfo, placement: Placement) -> str:
+        parameter = placement.parameter
+        if parameter in ("embed_tokens.weight", "lm_head.weight"):
+            return (
+                f"config.json says vocab_size {self._config.vocab_size} and hidden_size "
+                f"{self._config.hidden_size}; use the config.json of this checkpoint"
+            )
+        if ".self_attn." in parameter and not parameter.startswith("mtp."):
+            mine = self._layer(parameter)
+            for other in self._config.layers:
+                if other.attention is mine.attention:
+                    continue
+                if info.shape[0] == _rows_of(other, placement.part.name):
+                    return (
+                        f"that is the shape of a {other.attention} layer, but config.json makes "
+                        f"layer {parameter.split('.')[1]} {mine.attention}; restore the official "
+                        "config.json (hybrid_layer_pattern)"
+                    )
+        return f"config.json or the file belongs to another checkpoint; {_AGAIN}"
+
+    def _unknown_remedy(self, name: str) -> str:
+        match = re.match(r"model\.layers\.(\d+)\.(.+)", name)
+        if match and int(match.group(1)) >= self._config.num_layers:
+            return (
+                f"is beyond the {self._config.num_layers} layers of config.json: restore the "
+                "official config.json (num_hidden_layers)"
+            )
+        if match and match.group(2) == "self_attn.attention_sink_bias":
+            kind = self._config.layers[int(match.group(1))].attention
+            return (
+                f"is a sink, but config.json makes layer {match.group(1)} {kind}, without one: "
+                "restore the official config.json (hybrid_layer_pattern)"
+            )
+        if name.endswith((FP8_SCALE_SUFFIX, MXFP4_SCALE_SUFFIX)):
+            return f"is a scale without a quantised weight: {_AGAIN}"
+        if name.startswith(MTP_PREFIX):
+            return f"is no tensor of a draft layer: {_AGAIN}"
+        return (
+            "fills no parameter of this model and is not among the tensors known to be ignored: "
+            "remove it from the checkpoint, or restore the official config.json"
+        )
+
+
+def _rows_of(layer: LayerSpec, part: str) -> int:
+    """Rows of a stored q, k, v (or fused: empty part) tensor in this kind of layer."""
+    return {
+        "": fused_rows(layer),
+        "q": layer.num_heads * layer.qk_head_dim,
+        "k": layer.num_kv_heads * layer.qk_head_dim,
+        "v": layer.num_kv_heads * layer.v_head_dim,
+    }[part]
