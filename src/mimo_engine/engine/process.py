@@ -1,0 +1,220 @@
+"""The engine in its own process: the child's loop, and the handle its parent holds.
+
+One `EngineProcess` is one incarnation: a process, and a socket in a private directory that nothing
+else ever uses, so a restarted engine cannot read what was meant for the one before it. What must
+hold: a parent always learns that the child ended, after all the child said before; a child never
+outlives its parent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn, Protocol
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from mimo_engine.config.engine import EngineConfig
+from mimo_engine.errors import ContextLengthError, MimoError, QueueFullError, RequestError
+from mimo_engine.messages import (
+    Abort,
+    EngineFailed,
+    EngineInfo,
+    EngineReply,
+    EngineRequest,
+    EngineStats,
+    NewRequest,
+    StepOutputs,
+    TokenOutput,
+)
+from mimo_engine.utils.logging import setup_logging
+
+__all__ = ["Core", "CoreBuilder", "EngineProcess"]
+
+STOP_TIMEOUT_S = 5.0
+LAST_WORDS_MS = 100
+"""How long a message may take from the socket of a process that has ended to its reader."""
+
+logger = logging.getLogger(__name__)
+
+
+class Core(Protocol):
+    """What the process runs: `engine.core.EngineCore`, or a fake one in a test."""
+
+    @property
+    def has_work(self) -> bool: ...
+    def add(self, request: NewRequest) -> None: ...
+    def abort(self, request_id: str) -> bool: ...
+    def step(self) -> list[TokenOutput]: ...
+    def stats(self) -> EngineStats: ...
+    def info(self) -> EngineInfo: ...
+    def close(self) -> None: ...
+
+
+CoreBuilder = Callable[[EngineConfig], Core]
+"""Called in the child, so it must be importable: a function of a module."""
+
+
+class EngineProcess:
+    """The parent's end. Belongs to the event loop that made it."""
+
+    def __init__(
+        self, build: CoreBuilder, config: EngineConfig, context: zmq.asyncio.Context
+    ) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="mimo-engine-")
+        address = f"ipc://{self._directory.name}/engine"
+        self._socket = context.socket(zmq.PAIR)
+        # No limits: neither end may ever wait for the other to read.
+        self._socket.set_hwm(0)
+        self._socket.bind(address)
+        self._process = multiprocessing.get_context("spawn").Process(
+            target=_run_engine, args=(build, config, address), name="mimo-engine"
+        )
+        self._process.start()
+        # Not a daemon, which could have no processes of its own for further ranks; so an
+        # interpreter that exits without stop() would wait for it.
+        atexit.register(self._process.kill)
+        self._poller = zmq.asyncio.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._process.sentinel, zmq.POLLIN)
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(EngineReply)
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def send(self, message: EngineRequest) -> None:
+        """Queue a message. Lost when the process has ended, which `receive` then reports."""
+        self._socket.send(self._encoder.encode(message))
+
+    async def receive(self) -> EngineReply | None:
+        """The next message; None once the process has ended and all it sent has been read."""
+        events = dict(await self._poller.poll())
+        if self._socket not in events and not await self._socket.poll(LAST_WORDS_MS):
+            return None
+        return self._decoder.decode(await self._socket.recv())
+
+    async def stop(self) -> str:
+        """End the process if it still runs, free what it held, and say how it ended. A call that
+        was cancelled is mended by another one."""
+        self._process.terminate()
+        await asyncio.to_thread(self._process.join, STOP_TIMEOUT_S)
+        if self._process.is_alive():
+            self._process.kill()
+            await asyncio.to_thread(self._process.join)
+        atexit.unregister(self._process.kill)
+        self._socket.close(linger=0)
+        self._directory.cleanup()
+        return _describe_exit(self._process.exitcode)
+
+
+def _describe_exit(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        return f"killed by {signal.Signals(-exit_code).name}"
+    return f"exit code {exit_code}"
+
+
+def _run_engine(build: CoreBuilder, config: EngineConfig, address: str) -> None:
+    """The child, from its first line to its last. Exits with 1 on any failure."""
+    setup_logging()
+    # Ctrl-C reaches the whole process group; the parent decides when the engine ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _exit_on_signal)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
+        socket.set_hwm(0)
+        socket.linger = 1000
+        socket.connect(address)
+        try:
+            core = build(config)
+            try:
+                socket.send(msgspec.msgpack.encode(core.info()))
+                _loop(core, socket)
+            finally:
+                core.close()
+        except MimoError as error:
+            _fail(socket, str(error))
+        except Exception as error:
+            logger.exception("the engine failed")
+            _fail(socket, f"{type(error).__name__}: {error}")
+
+
+def _exit_on_signal(signal_number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(0)
+
+
+def _end_with_parent() -> None:
+    """A step or a load may take minutes, so it is not the loop that watches."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _fail(socket: zmq.Socket[bytes], message: str) -> NoReturn:
+    socket.send(msgspec.msgpack.encode(EngineFailed(message=message)))
+    sys.exit(1)
+
+
+def _loop(core: Core, socket: zmq.Socket[bytes]) -> NoReturn:
+    """Take what came, run a step, say what it did; wait only when there is nothing to run."""
+    encoder = msgspec.msgpack.Encoder()
+    decoder = msgspec.msgpack.Decoder(EngineRequest)
+    while True:
+        outputs = _take_messages(core, socket, decoder)
+        if core.has_work:
+            outputs += core.step()
+        socket.send(encoder.encode(StepOutputs(outputs=outputs, stats=core.stats())))
+
+
+def _take_messages(
+    core: Core, socket: zmq.Socket[bytes], decoder: msgspec.msgpack.Decoder[EngineRequest]
+) -> list[TokenOutput]:
+    """Apply every message that waits, the first of them awaited when idle. Returns refusals."""
+    refusals: list[TokenOutput] = []
+    flags = zmq.NOBLOCK if core.has_work else zmq.Flag(0)
+    while True:
+        try:
+            message = decoder.decode(socket.recv(flags))
+        except zmq.Again:
+            return refusals
+        flags = zmq.NOBLOCK
+        match message:
+            case Abort(request_id=request_id):
+                core.abort(request_id)
+            case NewRequest():
+                try:
+                    core.add(message)
+                except (RequestError, QueueFullError) as error:
+                    refusals.append(_refusal(message.request_id, error))
+
+
+def _refusal(request_id: str, error: RequestError | QueueFullError) -> TokenOutput:
+    match error:
+        case QueueFullError():
+            kind = "queue_full"
+        case ContextLengthError():
+            kind = "context_length"
+        case RequestError():
+            kind = "request"
+    return TokenOutput(
+        request_id=request_id,
+        token_ids=[],
+        finish_reason="error",
+        error=str(error),
+        error_kind=kind,
+        error_param=error.param if isinstance(error, RequestError) else None,
+    )

@@ -1,0 +1,163 @@
+"""An engine without a model, for tests of what is around it.
+
+It answers with its prompt: token i of an answer is token (i + seed) of the prompt, modulo the
+prompt's length and special tokens left out; after one pass comes the end-of-text token. So a test
+knows every expected answer from the prompt alone. `num_preemptions` counts aborts that hit a live
+request; the full group has one page for each live request.
+"""
+
+import json
+import time
+from dataclasses import dataclass, field
+
+from mimo_engine.config.engine import EngineConfig, SchedulerConfig
+from mimo_engine.errors import ConfigError, ContextLengthError, QueueFullError, RequestError
+from mimo_engine.messages import (
+    EngineInfo,
+    EngineStats,
+    NewRequest,
+    TokenLogprobs,
+    TokenOutput,
+)
+
+
+def fake_config(*, scheduler=None, **options):
+    """Options: eos_id, special_ids (list), vocab_size, step_s, build_error, build_s."""
+    return EngineConfig(model=json.dumps(options), scheduler=scheduler or SchedulerConfig())
+
+
+def answer(prompt, *, eos_id, special_ids, seed=0, max_tokens=None, ignore_eos=False):
+    """The token ids that the engine gives to a prompt."""
+    text_ids = [token for token in prompt if token not in special_ids] or [0]
+    period = len(text_ids)
+    if max_tokens is None:
+        max_tokens = period + 1
+    ids = [text_ids[(i + seed) % period] for i in range(max_tokens)]
+    if not ignore_eos and max_tokens > period:
+        ids = [*ids[:period], eos_id]
+    return ids
+
+
+@dataclass
+class Live:
+    request: NewRequest
+    ids: list[int]
+    cached: int
+    sent: int = 0
+
+
+@dataclass
+class FakeCore:
+    config: EngineConfig
+    options: dict
+    live: dict[str, Live] = field(default_factory=dict)
+    seen: set[tuple[int, ...]] = field(default_factory=set)
+    num_aborts: int = 0
+    query_tokens: int = 0
+    hit_tokens: int = 0
+
+    @property
+    def max_model_len(self):
+        return self.config.scheduler.max_model_len or 4096
+
+    @property
+    def has_work(self):
+        return bool(self.live)
+
+    def add(self, request):
+        prompt, params, limits = request.prompt_token_ids, request.params, self.config.scheduler
+        if len(self.live) >= limits.max_num_seqs + limits.max_queue_len:
+            raise QueueFullError("the queue is full; try again later")
+        if len(prompt) >= self.max_model_len:
+            raise ContextLengthError("too long", param="prompt")
+        if params.seed == 666:
+            raise RequestError("this engine refuses the seed 666", param="seed")
+        room = self.max_model_len - len(prompt)
+        ids = answer(
+            prompt,
+            eos_id=self.options["eos_id"],
+            special_ids=self.options["special_ids"],
+            seed=params.seed or 0,
+            max_tokens=min(params.max_tokens or room, room),
+            ignore_eos=params.ignore_eos,
+        )
+        cached = (len(prompt) - 1) // 16 * 16 if tuple(prompt) in self.seen else 0
+        self.seen.add(tuple(prompt))
+        self.query_tokens += len(prompt)
+        self.hit_tokens += cached
+        self.live[request.request_id] = Live(request=request, ids=ids, cached=cached)
+
+    def abort(self, request_id):
+        hit = self.live.pop(request_id, None) is not None
+        self.num_aborts += hit
+        return hit
+
+    def step(self):
+        time.sleep(self.options.get("step_s", 0.0))
+        running = list(self.live.values())[: self.config.scheduler.max_num_seqs]
+        return [self._advance(one) for one in running]
+
+    def _advance(self, one):
+        params = one.request.params
+        if params.seed == 13:
+            raise ArithmeticError("seed 13 breaks this engine")
+        token = one.ids[one.sent]
+        first = one.sent == 0
+        one.sent += 1
+        finish_reason = None
+        if one.sent == len(one.ids):
+            stopped = token == self.options["eos_id"] and not params.ignore_eos
+            finish_reason = "stop" if stopped else "length"
+            del self.live[one.request.request_id]
+        prompt_logprobs = None
+        if first and params.prompt_logprobs is not None:
+            ids = one.request.prompt_token_ids
+            prompt_logprobs = [None, *(fake_logprobs(i, params.prompt_logprobs) for i in ids[1:])]
+        return TokenOutput(
+            request_id=one.request.request_id,
+            token_ids=[token],
+            logprobs=None if params.logprobs is None else [fake_logprobs(token, params.logprobs)],
+            prompt_logprobs=prompt_logprobs,
+            finish_reason=finish_reason,
+            stop_token_id=token if finish_reason == "stop" else None,
+            num_cached_tokens=one.cached,
+        )
+
+    def stats(self):
+        limit = self.config.scheduler.max_num_seqs
+        return EngineStats(
+            num_running=min(limit, len(self.live)),
+            num_waiting=max(0, len(self.live) - limit),
+            num_preemptions=self.num_aborts,
+            full_pages_used=len(self.live),
+            full_pages_total=1000,
+            sliding_pages_total=500,
+            prefix_query_tokens=self.query_tokens,
+            prefix_hit_tokens=self.hit_tokens,
+        )
+
+    def info(self):
+        return EngineInfo(
+            max_model_len=self.max_model_len,
+            vocab_size=self.options["vocab_size"],
+            num_full_pages=1000,
+            num_sliding_pages=500,
+            page_size=16,
+        )
+
+    def close(self):
+        pass
+
+
+def fake_logprobs(token_id, top):
+    """The sampled token is the likeliest; the next ids follow it, half as likely each."""
+    pairs = [(token_id + i, -0.5 - 0.7 * i) for i in range(top)]
+    return TokenLogprobs(token_id=token_id, logprob=-0.5, rank=1, top=pairs)
+
+
+def build_fake_engine(config):
+    options = json.loads(config.model)
+    time.sleep(options.get("build_s", 0.0))
+    if "build_error" in options:
+        raise ConfigError(options["build_error"])
+    return FakeCore(config=config, options=options)
