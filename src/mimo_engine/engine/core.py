@@ -10,26 +10,29 @@ socket and no clock.
 
 from __future__ import annotations
 
-from dataclasses import replace
+import logging
+import secrets
 from pathlib import Path
 
+from mimo_engine.cache.groups import CacheLayout, plan_cache
 from mimo_engine.cache.manager import CacheManager
 from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.config.engine import EngineConfig
-from mimo_engine.config.model import load_model_config
+from mimo_engine.config.model import AttentionKind, ModelConfig, load_model_config
+from mimo_engine.errors import ConfigError, RequestError
 from mimo_engine.engine.executor import Executor, build_executor
 from mimo_engine.messages import EngineInfo, EngineStats, NewRequest, TokenOutput
 from mimo_engine.scheduler.scheduler import Scheduler
 
-__all__ = ["EngineCore", "build_engine"]
+__all__ = ["EngineCore", "build_engine", "plan_layout"]
+
+_logger = logging.getLogger(__name__)
 
 
 class EngineCore:
     """Not thread-safe: one caller adds, aborts and steps."""
 
-    def __init__(
-        self, executor: Executor, scheduler: Scheduler, info: EngineInfo
-    ) -> None:
+    def __init__(self, executor: Executor, scheduler: Scheduler, info: EngineInfo) -> None:
         self._executor = executor
         self._scheduler = scheduler
         self._info = info
@@ -62,3 +65,76 @@ class EngineCore:
 
     def close(self) -> None:
         self._executor.close()
+
+
+def build_engine(config: EngineConfig) -> EngineCore:
+    """Load the checkpoint and allocate the cache; ready to step when it returns.
+
+    Raises ConfigError and CheckpointError before any request can be taken.
+    """
+    model_dir = Path(config.model)
+    model_config = load_model_config(
+        model_dir,
+        num_visible_tokens=config.settings.num_visible_tokens,
+        ignore_keys=config.settings.ignore_config_key,
+    )
+    tokenizer = Tokenizer.from_dir(model_dir)
+    if tokenizer.num_tokens > model_config.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.num_tokens} tokens but the model's vocabulary "
+            f"{model_config.vocab_size}: they are not of one checkpoint"
+        )
+    executor = build_executor(config, model_config, num_live_tokens=tokenizer.num_tokens)
+    wanted_len = config.scheduler.max_model_len or model_config.max_position_embeddings
+    layout = plan_layout(config, model_config, executor, wanted_len)
+    max_model_len = layout.longest_request(wanted_len)
+    if config.scheduler.max_model_len is not None and max_model_len < wanted_len:
+        raise ConfigError(
+            f"the cache holds a request of {max_model_len} tokens, not the {wanted_len} of "
+            "--max-model-len: lower it or raise --kv-cache-gib"
+        )
+    executor.allocate(layout, max_model_len=max_model_len)
+    scheduler = Scheduler(
+        config.scheduler,
+        CacheManager(layout, config.cache.prefix_caching),
+        max_model_len=max_model_len,
+        eos_token_ids=tuple(
+            dict.fromkeys((*model_config.eos_token_ids, *tokenizer.stop_token_ids()))
+        ),
+        seed=secrets.randbits(63),
+    )
+    info = EngineInfo(
+        max_model_len=max_model_len,
+        vocab_size=tokenizer.num_tokens,
+        num_full_pages=layout.num_full_pages,
+        num_sliding_pages=layout.num_sliding_pages,
+        page_size=layout.page_size,
+    )
+    _logger.info("engine ready: %s, KV cache %.2f GiB", info, layout.total_bytes / 2**30)
+    return EngineCore(executor, scheduler, info)
+
+
+def plan_layout(
+    config: EngineConfig, model_config: ModelConfig, executor: Executor, max_model_len: int
+) -> CacheLayout:
+    """The cache that every rank can hold."""
+    return plan_cache(
+        model_config,
+        executor.kv_budget_bytes(),
+        page_size=config.cache.page_size,
+        bytes_per_element=executor.bytes_per_element,
+        max_num_seqs=config.scheduler.max_num_seqs,
+        max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
+        max_model_len=max_model_len,
+        full_kv_heads=executor.kv_heads.get(AttentionKind.FULL),
+        sliding_kv_heads=executor.kv_heads.get(AttentionKind.SLIDING),
+    )
+
+
+def _check_vocabulary(request: NewRequest, vocab_size: int) -> None:
+    """Refuse ids that no embedding row stands for, before they reach a worker."""
+    ids = request.prompt_token_ids
+    if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
+        raise RequestError(f"token ids must be in [0, {vocab_size})", param="prompt")
+    if any(token_id >= vocab_size for token_id in request.params.logit_bias):
+        raise RequestError(f"logit_bias ids must be in [0, {vocab_size})", param="logit_bias")

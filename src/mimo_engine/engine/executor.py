@@ -1,0 +1,216 @@
+"""How a plan reaches the workers: in this process, or in one process a rank.
+
+The only importer of `worker`. Every rank gets the same plan; rank 0 lives in the engine's process
+and its result is the step's result.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from typing import Protocol
+
+import msgspec
+import torch
+import torch.distributed as dist
+
+from mimo_engine.cache.groups import CacheLayout
+from mimo_engine.config.engine import EngineConfig
+from mimo_engine.config.model import AttentionKind, ModelConfig
+from mimo_engine.distributed.groups import ProcessGroupComm, SingleRank
+from mimo_engine.distributed.plan import ParallelPlan
+from mimo_engine.errors import EngineDeadError
+from mimo_engine.scheduler.plan import StepPlan, StepResult
+from mimo_engine.worker.worker import Worker, resolve_device
+
+__all__ = ["Executor", "LocalExecutor", "MultiprocessExecutor", "build_executor"]
+
+_COLLECTIVE_TIMEOUT = timedelta(seconds=600)
+
+
+class Executor(Protocol):
+    """Runs plans, one at a time, on all ranks."""
+
+    @property
+    def bytes_per_element(self) -> int:
+        """Of the cache."""
+        ...
+
+    @property
+    def kv_heads(self) -> dict[AttentionKind, int]:
+        """KV slots a rank caches, by attention kind."""
+        ...
+
+    def kv_budget_bytes(self) -> int:
+        """What the rank with the least memory can give to K and V."""
+        ...
+
+    def allocate(self, layout: CacheLayout, *, max_model_len: int) -> None: ...
+
+    def run(self, plan: StepPlan) -> StepResult: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Allocate:
+    """The one message to a rank that is not a plan."""
+
+    layout: CacheLayout
+    max_model_len: int
+
+
+class LocalExecutor:
+    """One rank, in this process."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+
+    @property
+    def bytes_per_element(self) -> int:
+        return self.worker.dtype.itemsize
+
+    @property
+    def kv_heads(self) -> dict[AttentionKind, int]:
+        return self.worker.kv_heads
+
+    def kv_budget_bytes(self) -> int:
+        return self.worker.kv_budget_bytes()
+
+    def allocate(self, layout: CacheLayout, *, max_model_len: int) -> None:
+        self.worker.allocate(layout, max_model_len=max_model_len)
+
+    def run(self, plan: StepPlan) -> StepResult:
+        return self.worker.run(plan)
+
+    def close(self) -> None:
+        """Nothing outlives the object."""
+
+
+class MultiprocessExecutor(LocalExecutor):
+    """Rank 0 here, every other rank in a child; the ranks meet in their collectives.
+
+    A child that dies breaks the next collective, which raises here; children end when their pipe
+    closes, so none outlives this process.
+    """
+
+    def __init__(self, worker: Worker, pipes: list[Connection], budgets: list[int]) -> None:
+        super().__init__(worker)
+        self._pipes = pipes
+        self._budgets = budgets
+
+    def kv_budget_bytes(self) -> int:
+        return min(super().kv_budget_bytes(), *self._budgets)
+
+    def allocate(self, layout: CacheLayout, *, max_model_len: int) -> None:
+        self._send(_Allocate(layout=layout, max_model_len=max_model_len))
+        super().allocate(layout, max_model_len=max_model_len)
+
+    def run(self, plan: StepPlan) -> StepResult:
+        self._send(plan)
+        return super().run(plan)
+
+    def close(self) -> None:
+        for pipe in self._pipes:
+            pipe.close()
+        dist.destroy_process_group()
+
+    def _send(self, message: _Allocate | StepPlan) -> None:
+        data = msgspec.msgpack.encode(message)
+        try:
+            for pipe in self._pipes:
+                pipe.send_bytes(data)
+        except OSError as error:
+            raise EngineDeadError(f"a tensor-parallel rank has ended: {error}") from error
+
+
+def build_executor(
+    config: EngineConfig, model_config: ModelConfig, *, num_live_tokens: int
+) -> Executor:
+    """Start the ranks and load their weights."""
+    tp_size = config.parallel.tensor_parallel_size
+    if tp_size == 1:
+        worker = Worker(
+            config,
+            model_config,
+            plan=ParallelPlan(),
+            comm=SingleRank(),
+            num_live_tokens=num_live_tokens,
+        )
+        return LocalExecutor(worker)
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as directory:
+        rendezvous = os.path.join(directory, "rendezvous")
+        pipes = []
+        for tp_rank in range(1, tp_size):
+            ours, theirs = context.Pipe()
+            arguments = (theirs, config, model_config, num_live_tokens, tp_rank, rendezvous)
+            context.Process(target=_rank_main, args=arguments, daemon=True).start()
+            theirs.close()
+            pipes.append(ours)
+        worker = _join(config, model_config, num_live_tokens, 0, rendezvous)
+        budgets = [_receive_budget(pipe) for pipe in pipes]
+    return MultiprocessExecutor(worker, pipes, budgets)
+
+
+def _join(
+    config: EngineConfig,
+    model_config: ModelConfig,
+    num_live_tokens: int,
+    tp_rank: int,
+    rendezvous: str,
+) -> Worker:
+    """Meet the other ranks and load this one's share."""
+    tp_size = config.parallel.tensor_parallel_size
+    device = resolve_device(config.device, tp_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        init_method=f"file://{rendezvous}",
+        rank=tp_rank,
+        world_size=tp_size,
+        timeout=_COLLECTIVE_TIMEOUT,
+    )
+    group = dist.group.WORLD
+    assert group is not None
+    return Worker(
+        config,
+        model_config,
+        plan=ParallelPlan(tp_size=tp_size, tp_rank=tp_rank),
+        comm=ProcessGroupComm(group),
+        num_live_tokens=num_live_tokens,
+    )
+
+
+def _receive_budget(pipe: Connection) -> int:
+    try:
+        return int(pipe.recv_bytes())
+    except EOFError as error:
+        raise EngineDeadError("a tensor-parallel rank ended while it loaded") from error
+
+
+def _rank_main(
+    pipe: Connection,
+    config: EngineConfig,
+    model_config: ModelConfig,
+    num_live_tokens: int,
+    tp_rank: int,
+    rendezvous: str,
+) -> None:
+    """A child's life: join, say its budget, allocate, then run plans until the pipe closes."""
+    worker = _join(config, model_config, num_live_tokens, tp_rank, rendezvous)
+    pipe.send_bytes(str(worker.kv_budget_bytes()).encode())
+    read_plan: Callable[[bytes], StepPlan] = msgspec.msgpack.Decoder(StepPlan).decode
+    try:
+        start = msgspec.msgpack.decode(pipe.recv_bytes(), type=_Allocate)
+        worker.allocate(start.layout, max_model_len=start.max_model_len)
+        while True:
+            worker.run(read_plan(pipe.recv_bytes()))
+    except EOFError:
+        pass

@@ -1,0 +1,226 @@
+"""`LLM`: generate from Python, in this process.
+
+    llm = LLM("path/to/checkpoint")
+    for output in llm.generate(["Hello"], SamplingParams(max_tokens=32)):
+        print(output.text)
+
+A thin client of `engine/core.py`: it turns text into ids, steps the engine until every request has
+ended, and turns ids into text.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from mimo_engine.chat.detokenize import OutputText
+from mimo_engine.chat.template import ChatTemplate, normalise_messages
+from mimo_engine.chat.tokenizer import Tokenizer
+from mimo_engine.config.engine import (
+    CacheConfig,
+    EngineConfig,
+    ModelSettings,
+    ParallelConfig,
+    SchedulerConfig,
+)
+from mimo_engine.config.sampling import SamplingParams
+from mimo_engine.engine.core import EngineCore, build_engine
+from mimo_engine.errors import QueueFullError, RequestError
+from mimo_engine.messages import NewRequest, TokenLogprobs
+
+__all__ = ["LLM", "Output"]
+
+Prompt = str | Sequence[int]
+Conversation = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Output:
+    """One finished completion."""
+
+    prompt_token_ids: list[int]
+    index: int
+    """Which of the n completions of its prompt."""
+    token_ids: list[int]
+    """A final stop token included."""
+    text: str
+    finish_reason: str
+    """stop or length."""
+    stop_reason: str | int | None
+    """The stop string or stop token id that ended it."""
+    logprobs: list[TokenLogprobs] | None
+    prompt_logprobs: list[TokenLogprobs | None] | None
+    num_cached_tokens: int
+
+
+@dataclass(slots=True)
+class _Running:
+    """A request while it runs."""
+
+    place: int
+    request: NewRequest
+    index: int
+    text: OutputText
+
+
+class LLM:
+    """A loaded checkpoint. Arguments other than `model` are the parts of `EngineConfig`."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        device: str = "auto",
+        settings: ModelSettings | None = None,
+        cache: CacheConfig | None = None,
+        scheduler: SchedulerConfig | None = None,
+        parallel: ParallelConfig | None = None,
+    ) -> None:
+        """Load `model`, a checkpoint directory. Raises ConfigError or CheckpointError."""
+        self.config = EngineConfig(
+            model=model,
+            dtype=dtype,
+            device=device,
+            settings=settings or ModelSettings(),
+            cache=cache or CacheConfig(),
+            scheduler=scheduler or SchedulerConfig(),
+            parallel=parallel or ParallelConfig(),
+        )
+        self.tokenizer = Tokenizer.from_dir(model)
+        self.core: EngineCore = build_engine(self.config)
+        self._request_ids = itertools.count()
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+    ) -> list[Output]:
+        """Complete the prompts (texts or lists of token ids) and wait for all.
+
+        params: one for all prompts or one each. Returns the outputs in the prompts' order, the n
+        completions of a prompt side by side. Raises RequestError for a prompt or parameters that
+        cannot be served; then nothing is left running.
+        """
+        prompt_ids = [self._encode(prompt) for prompt in _as_prompts(prompts)]
+        if params is None or isinstance(params, SamplingParams):
+            params = [params or SamplingParams()] * len(prompt_ids)
+        if len(params) != len(prompt_ids):
+            raise RequestError(f"{len(prompt_ids)} prompts but {len(params)} sampling parameters")
+        pending: deque[_Running] = deque()
+        for ids, own in zip(prompt_ids, params, strict=True):
+            for index in range(own.n):
+                pending.append(self._prepare(len(pending), ids, own, index))
+        return self._run(pending, progress)
+
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        progress: bool = False,
+    ) -> list[Output]:
+        """`generate` on one conversation, or on several, rendered by the checkpoint's template.
+
+        chat_template_kwargs are variables of the template (enable_thinking, ...).
+        """
+        if self.tokenizer.chat_template is None:
+            raise RequestError("this checkpoint has no chat template: use generate")
+        template = ChatTemplate(
+            self.tokenizer.chat_template, special_tokens=self.tokenizer.special_tokens
+        )
+        prompts: list[Prompt] = []
+        for conversation in _as_conversations(messages):
+            text = template.render(
+                normalise_messages(conversation),
+                tools=tools,
+                template_kwargs=chat_template_kwargs,
+            )
+            prompts.append(self.tokenizer.encode(text))
+        return self.generate(prompts, params, progress=progress)
+
+    def close(self) -> None:
+        """End the engine's child processes, if it has any."""
+        self.core.close()
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+
+    def _prepare(self, place: int, ids: list[int], params: SamplingParams, index: int) -> _Running:
+        # Each of n completions draws its own numbers; a seed must give n different texts.
+        seed = None if params.seed is None else params.seed + index
+        own = replace(params, n=1, seed=seed)
+        request_id = f"llm-{next(self._request_ids)}"
+        request = NewRequest(request_id=request_id, prompt_token_ids=ids, params=own)
+        return _Running(place, request, index, OutputText(self.tokenizer, own))
+
+    def _run(self, pending: deque[_Running], progress: bool) -> list[Output]:
+        outputs: list[Output | None] = [None] * len(pending)
+        running: dict[str, _Running] = {}
+        try:
+            with tqdm(total=len(pending), desc="requests", disable=not progress) as bar:
+                while pending or running:
+                    self._admit(pending, running)
+                    for step_output in self.core.step():
+                        item = running.get(step_output.request_id)
+                        if item is None:
+                            continue
+                        item.text.add(step_output)
+                        if item.text.finish_reason is not None:
+                            if step_output.finish_reason is None:
+                                self.core.abort(step_output.request_id)
+                            del running[step_output.request_id]
+                            outputs[item.place] = _finished(item)
+                            bar.update()
+        finally:
+            for request_id in running:
+                self.core.abort(request_id)
+        return [output for output in outputs if output is not None]
+
+    def _admit(self, pending: deque[_Running], running: dict[str, _Running]) -> None:
+        """Hand over what the engine's queue takes."""
+        while pending:
+            try:
+                self.core.add(pending[0].request)
+            except QueueFullError:
+                return
+            item = pending.popleft()
+            running[item.request.request_id] = item
+
+
+def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    if prompts and all(isinstance(item, int) for item in prompts):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _as_conversations(messages: Conversation | Sequence[Conversation]) -> list[Conversation]:
+    if all(isinstance(item, Mapping) for item in messages):
+        return [messages]  # type: ignore[list-item]
+    return list(messages)  # type: ignore[arg-type]
+
+
+def _finished(item: _Running) -> Output:
+    text = item.text
+    return Output(
+        prompt_token_ids=item.request.prompt_token_ids,
+        index=item.index,
+        token_ids=text.token_ids,
+        text=text.text,
+        finish_reason=text.finish_reason or "abort",
+        stop_reason=text.stop_reason,
+        logprobs=text.logprobs,
+        prompt_logprobs=text.prompt_logprobs,
+        num_cached_tokens=text.num_cached_tokens,
+    )

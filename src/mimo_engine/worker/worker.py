@@ -1,0 +1,141 @@
+"""One rank: its device, its share of the weights and of the cache, and the runner over both.
+
+    worker = Worker(...)                loads the weights
+    layout = plan_layout(worker.kv_budget_bytes())
+    worker.allocate(layout)             then, for every plan
+    result = worker.run(plan)
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+
+from mimo_engine.cache.groups import CacheLayout
+from mimo_engine.checkpoint.load import load_checkpoint
+from mimo_engine.config.engine import GIB, CacheConfig, EngineConfig
+from mimo_engine.config.model import AttentionKind, ModelConfig
+from mimo_engine.distributed.groups import Comm
+from mimo_engine.distributed.plan import ParallelPlan
+from mimo_engine.errors import ConfigError
+from mimo_engine.model.text import TextModel
+from mimo_engine.scheduler.plan import StepPlan, StepResult
+from mimo_engine.worker.inputs import StepInputs
+from mimo_engine.worker.kv_pools import allocate_pools
+from mimo_engine.worker.runner import Runner
+
+__all__ = ["Worker", "resolve_device", "resolve_dtype"]
+
+_CPU_KV_BYTES = 1 * GIB
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_logger = logging.getLogger(__name__)
+
+
+def resolve_device(device: str, tp_rank: int = 0) -> torch.device:
+    """The device of one rank. Raises ConfigError when a GPU is asked for and there is none."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device != "cpu" and not torch.cuda.is_available():
+        raise ConfigError(f"--device {device}: this torch sees no GPU; use --device cpu")
+    return torch.device("cuda", tp_rank) if device == "cuda" else torch.device(device)
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """auto: bfloat16 on a GPU; float32 on a CPU, where bfloat16 is not faster."""
+    if dtype == "auto":
+        dtype = "float32" if device.type == "cpu" else "bfloat16"
+    return _DTYPES[dtype]
+
+
+class Worker:
+    """A loaded rank. `allocate` must come before the first `run`."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        model_config: ModelConfig,
+        *,
+        plan: ParallelPlan,
+        comm: Comm,
+        num_live_tokens: int,
+    ) -> None:
+        self._config = config
+        self._model_config = model_config
+        self._plan = plan
+        self._comm = comm
+        self._num_live_tokens = num_live_tokens
+        self.device = resolve_device(config.device, plan.tp_rank)
+        self.dtype = resolve_dtype(config.dtype, self.device)
+        weights = load_checkpoint(
+            Path(config.model),
+            model_config,
+            plan,
+            dtype=self.dtype,
+            device=self.device,
+            # On a CPU a decode a step would cost more than the matmul: decode once, at load.
+            keep_quantised=self.device.type != "cpu",
+            qkv_layout=config.settings.qkv_layout,
+            progress=plan.tp_rank == 0,
+        )
+        self.model = TextModel.from_weights(model_config, weights, plan, comm)
+        self._runner: Runner | None = None
+
+    @property
+    def kv_heads(self) -> dict[AttentionKind, int]:
+        """KV slots that this rank caches, by attention kind."""
+        return {
+            spec.attention: self._plan.heads(spec).slots_per_rank
+            for spec in self._model_config.layers
+        }
+
+    def kv_budget_bytes(self) -> int:
+        """Memory this rank can give to K and V, after its weights."""
+        cache = self._config.cache
+        if cache.kv_cache_gib is not None:
+            return int(cache.kv_cache_gib * GIB)
+        if self.device.type == "cpu":
+            return _CPU_KV_BYTES
+        return self._gpu_budget_bytes(cache)
+
+    def _gpu_budget_bytes(self, cache: CacheConfig) -> int:
+        """What gpu_memory_share leaves after what is taken and what a step's activations take."""
+        free, total = torch.cuda.mem_get_info(self.device)
+        scheduler, model = self._config.scheduler, self._model_config
+        widest = max(spec.intermediate_size for spec in model.layers)
+        row_bytes = 4 * (8 * model.hidden_size + 4 * widest)
+        activations = scheduler.max_num_batched_tokens * row_bytes
+        activations += 4 * scheduler.max_num_seqs * model.vocab_size * 4
+        budget = int(total * cache.gpu_memory_share) - (total - free) - activations - GIB // 2
+        if budget <= 0:
+            raise ConfigError(
+                f"no GPU memory is left for the KV cache: {free / GIB:.1f} of {total / GIB:.1f} GiB "
+                "are free after loading; use more ranks (--tensor-parallel-size), a larger "
+                "--gpu-memory-share or a smaller --max-num-batched-tokens"
+            )
+        return budget
+
+    def allocate(self, layout: CacheLayout, *, max_model_len: int) -> None:
+        """Make the pools and the page tables for `layout`."""
+        caches = allocate_pools(
+            self._model_config,
+            layout,
+            kv_heads=self.kv_heads,
+            dtype=self.dtype,
+            device=self.device,
+        )
+        inputs = StepInputs(
+            num_slots=self._config.scheduler.max_num_seqs,
+            max_pages=-(-max_model_len // layout.page_size),
+            page_size=layout.page_size,
+            window=self._model_config.window,
+            device=self.device,
+        )
+        self._runner = Runner(
+            self.model, inputs, caches, num_live_tokens=self._num_live_tokens, comm=self._comm
+        )
+
+    def run(self, plan: StepPlan) -> StepResult:
+        assert self._runner is not None, "allocate comes first"
+        return self._runner.run(plan)
