@@ -1,0 +1,96 @@
+"""What clients send is brought into the form that templates expect, or refused by name."""
+
+import copy
+
+import pytest
+
+from mimo_engine.chat.template import normalise_messages
+from mimo_engine.errors import RequestError
+
+
+def call(arguments):
+    return {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+
+
+def assistant(**fields):
+    return {"role": "assistant", "content": "", **fields}
+
+
+def test_null_and_missing_content_become_empty():
+    messages = [{"role": "user", "content": None}, {"role": "assistant"}]
+    assert [message["content"] for message in normalise_messages(messages)] == ["", ""]
+
+
+def test_the_request_is_left_as_it_was():
+    messages = [assistant(reasoning="r", tool_calls=[call('{"a": 1}')])]
+    before = copy.deepcopy(messages)
+    normalise_messages(messages)
+    assert messages == before
+
+
+def test_arguments_become_an_object():
+    (message,) = normalise_messages([assistant(tool_calls=[call('{"a": [1]}'), call({"b": 2})])])
+    assert [c["function"]["arguments"] for c in message["tool_calls"]] == [{"a": [1]}, {"b": 2}]
+
+
+@pytest.mark.parametrize("arguments", ["", "{", "[1]", "null", '"x"', "[" * 100_000, 3])
+def test_arguments_that_are_no_object_are_refused(arguments):
+    with pytest.raises(RequestError, match=r"messages\[0\].tool_calls\[0\].function.arguments"):
+        normalise_messages([assistant(tool_calls=[call(arguments)])])
+
+
+@pytest.mark.parametrize("calls", ["x", {"a": 1}, [1], [{}], [{"function": {"arguments": "{}"}}]])
+def test_malformed_calls_are_refused(calls):
+    with pytest.raises(RequestError, match=r"messages\[0\].tool_calls"):
+        normalise_messages([assistant(tool_calls=calls)])
+
+
+@pytest.mark.parametrize("calls", [None, []])
+def test_no_calls_are_no_field(calls):
+    assert normalise_messages([assistant(tool_calls=calls)]) == [assistant()]
+
+
+def test_tool_parts_are_joined_with_single_spaces():
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert normalise_messages([{"role": "tool", "content": parts}])[0]["content"] == "a b"
+
+
+def test_input_audio_becomes_audio_and_keeps_its_data():
+    part = {"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"}}
+    (message,) = normalise_messages([{"role": "user", "content": [part]}])
+    assert message["content"] == [{**part, "type": "audio"}]
+
+
+def test_thinking_parts_become_reasoning():
+    parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "yes"}]
+    (message,) = normalise_messages([{"role": "assistant", "content": parts}])
+    assert message["reasoning_content"] == "hm"
+    assert message["content"] == [{"type": "text", "text": "yes"}]
+
+
+def test_reasoning_is_another_name_and_reasoning_content_wins():
+    both = assistant(reasoning="b", reasoning_content="a")
+    messages = normalise_messages([assistant(reasoning="r"), both, assistant(reasoning=None)])
+    assert messages == [
+        assistant(reasoning_content="r"),
+        assistant(reasoning_content="a"),
+        assistant(),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        ({"content": "x"}, "role"),
+        ({"role": "user", "content": 3}, "content"),
+        ({"role": "user", "content": ["x"]}, r"content\[0\]"),
+        ({"role": "user", "content": [{"type": "file", "file": {}}]}, r"content\[0\]"),
+        ({"role": "user", "content": [{"type": "thinking", "thinking": "x"}]}, r"content\[0\]"),
+        ({"role": "user", "content": [{"type": "text", "text": None}]}, r"content\[0\].text"),
+        ({"role": "tool", "content": [{"type": "image_url", "image_url": {}}]}, "content"),
+    ],
+)
+def test_what_no_template_can_show_is_refused_by_name(message, field):
+    with pytest.raises(RequestError, match=rf"messages\[0\].{field}") as caught:
+        normalise_messages([message])
+    assert caught.value.param == "messages"
