@@ -13,7 +13,14 @@ from mimo_engine.config.model import LayerSpec, MlpKind, ModelConfig
 from mimo_engine.distributed.plan import SINGLE_RANK, ParallelPlan
 from mimo_engine.distributed.shard import Cut, cut_blocks, cut_heads
 
-__all__ = ["ParamPart", "ParamSpec", "Storage", "attention_specs", "parameter_specs"]
+__all__ = [
+    "ParamPart",
+    "ParamSpec",
+    "Storage",
+    "attention_specs",
+    "layer_of",
+    "parameter_specs",
+]
 
 
 class Storage(StrEnum):
@@ -77,9 +84,7 @@ def parameter_specs(
     """All parameters of one rank by name, in the order of the forward pass."""
     hidden = config.hidden_size
     vocabulary = cut_blocks(0, plan.vocabulary(config.vocab_size), plan.tp_rank)
-    specs = {
-        "embed_tokens.weight": _single((config.vocab_size, hidden), Storage.PLAIN, vocabulary)
-    }
+    specs = {"embed_tokens.weight": _single((config.vocab_size, hidden), Storage.PLAIN, vocabulary)}
     for index, layer in enumerate(config.layers):
         specs |= _prefixed(f"layers.{index}.", _decoder_layer(config, layer, plan))
     specs["norm.weight"] = _single((hidden,), Storage.PLAIN)
@@ -87,6 +92,13 @@ def parameter_specs(
     for index in range(num_mtp_layers):
         specs |= _prefixed(f"mtp.layers.{index}.", _mtp_layer(config, plan))
     return specs
+
+
+def layer_of(config: ModelConfig, parameter: str) -> LayerSpec:
+    """The layer that a parameter of this name belongs to."""
+    if parameter.startswith("mtp."):
+        return config.mtp_layer
+    return config.layers[int(parameter.split(".")[1])]
 
 
 def _decoder_layer(
@@ -117,9 +129,7 @@ def _mtp_layer(config: ModelConfig, plan: ParallelPlan) -> dict[str, ParamSpec]:
     }
 
 
-def attention_specs(
-    layer: LayerSpec, hidden: int, plan: ParallelPlan
-) -> dict[str, ParamSpec]:
+def attention_specs(layer: LayerSpec, hidden: int, plan: ParallelPlan) -> dict[str, ParamSpec]:
     """The parameters of one attention layer, by their name within `self_attn`."""
     heads = plan.heads(layer)
     query_heads, kv_heads = heads.query_heads(plan.tp_rank), heads.kv_heads(plan.tp_rank)
@@ -149,9 +159,7 @@ def _dense(config: ModelConfig, layer: LayerSpec, plan: ParallelPlan) -> dict[st
 def _moe(config: ModelConfig, layer: LayerSpec, plan: ParallelPlan) -> dict[str, ParamSpec]:
     assert config.router is not None
     num_experts = config.router.num_experts
-    experts = _gated_mlp(
-        config.hidden_size, layer.intermediate_size, plan, num_experts=num_experts
-    )
+    experts = _gated_mlp(config.hidden_size, layer.intermediate_size, plan, num_experts=num_experts)
     return {
         "gate.weight": _single((num_experts, config.hidden_size), Storage.FLOAT32),
         "gate.e_score_correction_bias": _single((num_experts,), Storage.FLOAT32_ONLY),

@@ -48,7 +48,7 @@ from mimo_engine.checkpoint.formats import (
     StoredWeight,
 )
 from mimo_engine.checkpoint.params import ParamPart, ParamSpec, attention_specs
-from mimo_engine.config.model import LayerSpec
+from mimo_engine.config.model import LayerSpec, ModelConfig
 from mimo_engine.distributed.plan import SINGLE_RANK, ParallelPlan
 from mimo_engine.distributed.shard import Cut, Run, joined
 from mimo_engine.errors import CheckpointError
@@ -62,7 +62,9 @@ __all__ = [
     "full_blocks",
     "fuse_qkv",
     "fused_grid",
+    "fused_rows",
     "load_mimo_v2_qkv_proj_weight",
+    "num_quantiser_ranks",
     "split_grid",
 ]
 
@@ -72,6 +74,13 @@ _REMEDY = "pass --qkv-layout chunked (official files) or --qkv-layout plain ([Q;
 class QkvLayout(StrEnum):
     CHUNKED = "chunked"
     PLAIN = "plain"
+
+
+def num_quantiser_ranks(config: ModelConfig) -> int:
+    """T: the ranks that q, k and v were quantised on, hence the chunks of a fused tensor. As many
+    as full layers have KV heads (text.md 3.3)."""
+    full = (layer for layer in config.layers if not layer.is_sliding)
+    return config.qkv_chunks or next(full, config.layers[0]).num_kv_heads
 
 
 def canonical_cuts(layer: LayerSpec, num_chunks: int, layout: QkvLayout) -> dict[str, Cut]:
@@ -103,9 +112,7 @@ def fused_rows(layer: LayerSpec) -> int:
     return query + layer.num_kv_heads * (layer.qk_head_dim + layer.v_head_dim)
 
 
-def fuse_qkv(
-    spec: ParamSpec, layer: LayerSpec, num_chunks: int, layout: QkvLayout
-) -> ParamSpec:
+def fuse_qkv(spec: ParamSpec, layer: LayerSpec, num_chunks: int, layout: QkvLayout) -> ParamSpec:
     """The `qkv_proj` parameter `spec`, cut from one fused tensor in place of q, k and v."""
     stored = canonical_cuts(layer, num_chunks, layout)
     cuts = []
@@ -113,9 +120,7 @@ def fuse_qkv(
         assert part.cut is not None
         cuts.append(part.cut.after(stored[part.name]))
     hidden = spec.parts[0].full_shape[1]
-    part = ParamPart(
-        name="", full_shape=(fused_rows(layer), hidden), cut=joined(cuts), row=0
-    )
+    part = ParamPart(name="", full_shape=(fused_rows(layer), hidden), cut=joined(cuts), row=0)
     return ParamSpec(parts=(part,), storage=spec.storage)
 
 

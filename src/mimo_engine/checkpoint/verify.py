@@ -24,7 +24,7 @@ from mimo_engine.checkpoint.names import (
     placements,
     tensor_name,
 )
-from mimo_engine.checkpoint.params import ParamSpec, Storage, parameter_specs
+from mimo_engine.checkpoint.params import ParamSpec, Storage, layer_of, parameter_specs
 from mimo_engine.checkpoint.qkv_layout import (
     LayerEvidence,
     QkvLayout,
@@ -32,6 +32,7 @@ from mimo_engine.checkpoint.qkv_layout import (
     fuse_qkv,
     fused_grid,
     fused_rows,
+    num_quantiser_ranks,
     split_grid,
 )
 from mimo_engine.config.model import LayerSpec, ModelConfig
@@ -191,7 +192,9 @@ class _Verifier:
         if chunks is None:
             return specs
         return {
-            name: fuse_qkv(spec, self._layer(name), chunks, layout) if name.endswith(_QKV) else spec
+            name: fuse_qkv(spec, layer_of(self._config, name), chunks, layout)
+            if name.endswith(_QKV)
+            else spec
             for name, spec in specs.items()
         }
 
@@ -309,7 +312,7 @@ class _Verifier:
         num_rows = info.shape[0]
         if not placement.parameter.endswith(_QKV):
             return RowGrid(num_rows, num_rows)
-        layer = self._layer(placement.parameter)
+        layer = layer_of(self._config, placement.parameter)
         if placement.part.name == "":
             assert self._config.qkv_chunks is not None
             if layout is None:
@@ -321,18 +324,12 @@ class _Verifier:
                 info.name,
                 num_rows,
                 scales.shape[0],
-                self._num_quantiser_ranks(),
+                num_quantiser_ranks(self._config),
                 lambda: self._index.read(info.name),
             )
         except CheckpointError as error:
             self._problems.append(str(error))
             return None
-
-    def _num_quantiser_ranks(self) -> int:
-        """Ranks that the split tensors were quantised on: as T, the KV heads of full layers."""
-        layers = self._config.layers
-        full = next((layer for layer in layers if not layer.is_sliding), layers[0])
-        return full.num_kv_heads
 
     def _agree_on_formats(self, result: LoadPlan) -> None:
         """All tensors of one parameter must have one format."""
@@ -368,17 +365,11 @@ class _Verifier:
         names = {name for name, _ in placements(self._fused(drafts, QkvLayout.CHUNKED))}
         return names | {name + FP8_SCALE_SUFFIX for name in names}
 
-    def _layer(self, name: str) -> LayerSpec:
-        """The spec of the layer that one of our parameters belongs to."""
-        if name.startswith("mtp."):
-            return self._config.mtp_layer
-        return self._config.layers[int(name.split(".")[1])]
-
     def _missing_remedy(self, placement: Placement) -> str:
         if placement.parameter.endswith("attention_sink_bias"):
             layer = ".".join(placement.parameter.split(".")[:-2])
             return (
-                f"{layer} is {self._layer(placement.parameter).attention} by config.json and needs "
+                f"{layer} is {layer_of(self._config, placement.parameter).attention} by config.json and needs "
                 "a sink; restore the official config.json (hybrid_layer_pattern) or the file"
             )
         return _AGAIN
@@ -391,7 +382,7 @@ class _Verifier:
                 f"{self._config.hidden_size}; use the config.json of this checkpoint"
             )
         if ".self_attn." in parameter and not parameter.startswith("mtp."):
-            mine = self._layer(parameter)
+            mine = layer_of(self._config, parameter)
             for other in self._config.layers:
                 if other.attention is mine.attention:
                     continue
