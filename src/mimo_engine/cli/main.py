@@ -35,7 +35,6 @@ _FLAG_STYLE = (
     tyro.conf.DisallowNone,
     tyro.conf.OmitArgPrefixes,
     tyro.conf.PositionalMetavarFromFieldName,
-    tyro.conf.PositionalRequiredArgs,
     tyro.conf.UseAppendAction,
 )
 

@@ -1,0 +1,28 @@
+"""MODEL, where only its config.json is wanted: a file, a directory, or a name on the hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mimo_engine.errors import ConfigError
+from mimo_engine.utils.hub import resolve_model
+
+__all__ = ["read_config_json"]
+
+
+def read_config_json(model: str) -> dict[str, Any]:
+    """The JSON object, unchecked but for being one. Raises ConfigError."""
+    path = Path(model).expanduser()
+    if not path.is_file():
+        path = resolve_model(model, files=("config.json",)) / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist: is this a checkpoint directory?") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} must hold a JSON object")
+    return raw

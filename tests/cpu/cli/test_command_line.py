@@ -1,0 +1,132 @@
+"""The command line: its flags are frozen here, its errors are one line."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import mimo_engine
+from mimo_engine.cli import main as command_line
+from mimo_engine.cli.main import COMMANDS, main, parse
+from mimo_engine.config.engine import CacheConfig, EngineConfig, ModelSettings, ParallelConfig
+
+SETTINGS = {"--num-visible-tokens", "--qkv-layout", "--ignore-config-key"}
+CACHE = {
+    "--page-size",
+    "--kv-cache-gib",
+    "--gpu-memory-share",
+    "--prefix-caching",
+    "--no-prefix-caching",
+}
+SCHEDULER = {
+    "--max-num-seqs",
+    "--max-num-batched-tokens",
+    "--max-queue-len",
+    "--max-model-len",
+}
+ENGINE = {"--dtype", "--device", "--tensor-parallel-size"} | SETTINGS | CACHE | SCHEDULER
+FLAGS = {
+    "serve": ENGINE | {"--host", "--port", "--served-model-name", "--chat-template"},
+    "generate": ENGINE
+    | {"--prompt", "--chat", "--no-chat", "--max-tokens"}
+    | {"--temperature", "--top-p", "--top-k", "--seed"},
+    "plan": ENGINE | {"--gpus", "--gpu", "--gpu-gib", "--num-mtp-layers"},
+}
+
+
+def flags_in_help(name: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
+    with pytest.raises(SystemExit) as stop:
+        parse(name, ["--help"])
+    assert stop.value.code == 0
+    # A flag opens its line, framed or not; one that a help text mentions does not.
+    lines = re.findall(r"^[│ ] (--[a-z].*?)(?:  |$)", capsys.readouterr().out, flags=re.MULTILINE)
+    return {flag for line in lines for flag in re.findall(r"--[a-z-]+", line)}
+
+
+@pytest.mark.parametrize("name", sorted(FLAGS))
+def test_the_flags_of_each_command_are_these(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert flags_in_help(name, capsys) == FLAGS[name]
+
+
+def test_every_command_has_its_flags_frozen() -> None:
+    assert set(FLAGS) == set(COMMANDS)
+
+
+def test_flags_build_the_config_tree() -> None:
+    line = "--ignore-config-key a dir --ignore-config-key b --page-size 32 --no-prefix-caching"
+    line += " --tensor-parallel-size 2 --qkv-layout plain --port 9000"
+    command = parse("serve", line.split())
+    assert command.engine == EngineConfig(
+        model="dir",
+        settings=ModelSettings(qkv_layout="plain", ignore_config_key=("a", "b")),
+        cache=CacheConfig(page_size=32, prefix_caching=False),
+        parallel=ParallelConfig(tensor_parallel_size=2),
+    )
+    assert command.server.port == 9000
+
+
+def test_without_flags_the_config_tree_has_its_defaults() -> None:
+    assert parse("serve", ["dir"]).engine == EngineConfig(model="dir")
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"mimo-engine {mimo_engine.__version__}\n"
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"  {name} " in listed for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param([], id="no command"),
+        pytest.param(["fly"], id="unknown command"),
+        pytest.param(["plan"], id="no model"),
+        pytest.param(["plan", "m", "--wings", "2"], id="unknown flag"),
+        pytest.param(["plan", "m", "--gpus", "two"], id="not a number"),
+        pytest.param(["plan", "m", "--page-size", "3"], id="out of bounds"),
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("no-such-directory", "neither a directory nor the name of a hub repository"),
+        ("./no/such/directory", "neither a directory nor the name of a hub repository"),
+        ("nobody/nothing", "could not be fetched from the hub"),
+    ],
+)
+def test_a_model_that_is_not_there_is_one_line_on_stderr(
+    model: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", model]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.fullmatch(rf"error: {re.escape(model)} .*{message}.*\n", captured.err)
+
+
+def test_a_config_that_cannot_be_read_is_one_line_on_stderr(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text('{"hidden_size": 8, ')
+    assert main(["plan", str(tmp_path)]) == 1
+    assert re.fullmatch(r"error: .*config.json is not JSON.*\n", capsys.readouterr().err)
+
+
+def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command_line, "_module", interrupted)
+    assert main(["plan", "m"]) == 130
