@@ -60,12 +60,12 @@ class Memory:
             if self.layout.window is not None:
                 self.sliding[live.sliding[page], offset] = contents[position]
 
-    def verify(self, live: Live, token_ids: list[int], query: int) -> None:
-        """Positions before `query` that it may see hold what `token_ids` would have put there."""
-        contents = self.contents(token_ids[:query])
+    def verify(self, live: Live, token_ids: list[int], query: int, end: int) -> None:
+        """Positions before `end` that a query at position `query` sees hold what they should."""
+        contents = self.contents(token_ids[:end])
         window = self.layout.window
-        first_visible = query if window is None else max(0, query - window + 1)
-        for position in range(query):
+        first_visible = end if window is None else max(0, query - window + 1)
+        for position in range(end):
             page, offset = divmod(position, self.layout.page_size)
             if self.layout.num_full_pages:
                 found = self.full.get((live.full[page], offset))
@@ -116,7 +116,7 @@ def live_a_while(
             assert live.pages.num_computed == num_hit
             num_hit_tokens += num_hit
             live.enter(manager.take_new_pages(live.pages))
-            memory.verify(live, prompt, num_hit)
+            memory.verify(live, prompt, num_hit, num_hit)
             alive.append(live)
         elif draw < 0.35 or len(alive) > 8:
             manager.free(alive.pop(rng.randrange(len(alive))).pages)
@@ -143,10 +143,10 @@ def step(manager: CacheManager, memory: Memory, live: Live, rng: random.Random) 
     live.enter(manager.take_new_pages(pages))
     drafts = [rng.randrange(4) for _ in range(num_tokens - 1)] if is_decode else []
     planned = (chain.token_ids + drafts)[: start + num_tokens]
-    memory.verify(live, planned, start)
+    memory.verify(live, planned, start, start)
     memory.write(live, planned, start)
-    for query in range(start + 1, start + num_tokens):
-        memory.verify(live, planned, query)
+    for query in range(start, start + num_tokens):
+        memory.verify(live, planned, query, query + 1)
     if start + num_tokens < num_known:
         manager.advance(pages, start + num_tokens)
         return
