@@ -17,8 +17,9 @@ and wider scales show as lost bandwidth. Prints a table, then one JSON line. Nee
 alone: `python scale_layout.py`.
 """
 
-# pyright: reportMissingImports=false
-# (triton comes with the CUDA builds of torch only.)
+# Triton comes with the CUDA builds of torch only, and its kernels are not typed Python.
+# pyright: reportMissingImports=false, reportIndexIssue=false
+# ruff: noqa: ANN001, ANN201
 
 from __future__ import annotations
 
@@ -56,6 +57,7 @@ def scaled_gemm(
     mask = rows < n
     w_ptrs = w_ptr + rows.to(tl.int64)[:, None] * k + columns[None, :]
     x_ptrs = x_ptr + tokens[None, :] * k + columns[:, None]
+    scale_row = rows
     if VARIANT == 3:
         scale_row = tl.load(row_ptr + rows, mask=mask, other=0)
     acc = tl.zeros((BLOCK_N, NUM_TOKENS), dtype=tl.float32)

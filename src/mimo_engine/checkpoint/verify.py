@@ -35,7 +35,7 @@ from mimo_engine.checkpoint.qkv_layout import (
     num_quantiser_ranks,
     split_grid,
 )
-from mimo_engine.config.model import LayerSpec, ModelConfig
+from mimo_engine.config.model import LayerSpec, ModelConfig, QuantizationConfig
 from mimo_engine.distributed.plan import ParallelPlan
 from mimo_engine.errors import CheckpointError
 from mimo_engine.kernels.quant import FP8_BLOCK, MXFP4_GROUP, RowGrid
@@ -243,37 +243,9 @@ class _Verifier:
     def _format(self, info: TensorInfo, spec: ParamSpec) -> StoredFormat | None:
         """The stored format, if this parameter may have it."""
         stored = _DTYPE_FORMATS.get(info.dtype)
-        quantization, problem = self._config.quantization, None
-        if stored is None:
-            problem = f"is {info.dtype}, which no weight of this family is: {_AGAIN}"
-        elif stored is StoredFormat.PLAIN:
-            if spec.storage is Storage.FLOAT32_ONLY and info.dtype is not torch.float32:
-                problem = (
-                    f"is {info.dtype}, but must be float32 (rounding it changes which experts are "
-                    "chosen): restore the official tensor"
-                )
-        elif spec.storage is not Storage.LINEAR:
-            problem = f"is {info.dtype}, but this tensor is never quantised: {_AGAIN}"
-        elif quantization is None:
-            problem = (
-                f"is quantised ({info.dtype}), but config.json has no quantization_config: restore "
-                "the official config.json"
-            )
-        elif stored is StoredFormat.MXFP4 and spec.num_experts is None:
-            problem = f"is uint8, but only routed experts are MXFP4: {_AGAIN}"
-        elif stored is StoredFormat.MXFP4 and not quantization.experts_are_mxfp4:
-            problem = (
-                "is uint8 (MXFP4), but config.json's quantization_config has no store_dtype "
-                "'mxfp4': restore the official config.json"
-            )
-        if problem is None and spec.num_experts is not None and stored is not StoredFormat.MXFP4:
-            if quantization is not None and quantization.experts_are_mxfp4:
-                problem = (
-                    f"is {info.dtype}, but config.json's quantization_config.store_dtype says "
-                    "experts are mxfp4: restore the official config.json or tensors"
-                )
+        problem = _format_problem(info, stored, spec, self._config.quantization)
         if problem is not None:
-            self._problems.append(f"tensor {info.name} {problem}")
+            self._problems.append(f"tensor {info.name} is {info.dtype}, {problem}")
             return None
         return stored
 
@@ -368,9 +340,10 @@ class _Verifier:
     def _missing_remedy(self, placement: Placement) -> str:
         if placement.parameter.endswith("attention_sink_bias"):
             layer = ".".join(placement.parameter.split(".")[:-2])
+            kind = layer_of(self._config, placement.parameter).attention
             return (
-                f"{layer} is {layer_of(self._config, placement.parameter).attention} by config.json and needs "
-                "a sink; restore the official config.json (hybrid_layer_pattern) or the file"
+                f"{layer} is {kind} by config.json and needs a sink; restore the official config.json "
+                "(hybrid_layer_pattern) or the file"
             )
         return _AGAIN
 
@@ -415,6 +388,45 @@ class _Verifier:
             "fills no parameter of this model and is not among the tensors known to be ignored: "
             "remove it from the checkpoint, or restore the official config.json"
         )
+
+
+def _format_problem(
+    info: TensorInfo,
+    stored: StoredFormat | None,
+    spec: ParamSpec,
+    quantization: QuantizationConfig | None,
+) -> str | None:
+    """Why a tensor stored as `stored` cannot fill `spec`, or None."""
+    mxfp4_experts = quantization is not None and quantization.experts_are_mxfp4
+    if stored is None:
+        return f"which no weight of this family is: {_AGAIN}"
+    if spec.num_experts is not None and mxfp4_experts and stored is not StoredFormat.MXFP4:
+        return (
+            "but quantization_config.store_dtype says that experts are mxfp4: restore the official "
+            "config.json or tensors"
+        )
+    if stored is StoredFormat.PLAIN:
+        if spec.storage is Storage.FLOAT32_ONLY and info.dtype is not torch.float32:
+            return (
+                "but must be float32 (rounding it changes which experts are chosen): restore the "
+                "official tensor"
+            )
+        return None
+    if spec.storage is not Storage.LINEAR:
+        return f"but this tensor is never quantised: {_AGAIN}"
+    if quantization is None:
+        return (
+            "that is quantised, but config.json has no quantization_config: restore the official "
+            "config.json"
+        )
+    if stored is StoredFormat.MXFP4 and spec.num_experts is None:
+        return f"but only routed experts are MXFP4: {_AGAIN}"
+    if stored is StoredFormat.MXFP4 and not mxfp4_experts:
+        return (
+            "that is MXFP4, but quantization_config has no store_dtype 'mxfp4': restore the "
+            "official config.json"
+        )
+    return None
 
 
 def _rows_of(layer: LayerSpec, part: str) -> int:
