@@ -64,7 +64,7 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise CheckpointError(
                 f"the chat template is not valid Jinja ({error}); "
-                "pass another one with --server.chat-template"
+                "pass another one with --chat-template"
             ) from error
         self._special_tokens = dict(special_tokens or {})
 

@@ -1,0 +1,1 @@
+"""From logits to tokens. The parameters are in `config/sampling.py`."""

@@ -1,0 +1,35 @@
+"""The logging set-up: this package's records on stderr, and nobody else's."""
+
+import logging
+
+import pytest
+
+from mimo_engine.utils.logging import setup_logging
+
+
+@pytest.fixture
+def package_logger():
+    logger = logging.getLogger("mimo_engine")
+    before = (logger.handlers, logger.level, logger.propagate)
+    yield logger
+    logger.handlers, logger.level, logger.propagate = before
+
+
+def test_records_of_the_level_and_above_go_to_stderr_once(package_logger, capsys):
+    setup_logging("debug")
+    setup_logging("warning")
+    logging.getLogger("mimo_engine.server.app").info("quiet")
+    logging.getLogger("mimo_engine.server.app").warning("pages are short")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("WARNING MainProcess mimo_engine.server.app: pages are short")
+
+
+def test_other_loggers_are_left_alone(package_logger):
+    before = list(logging.getLogger().handlers)
+    setup_logging()
+    assert logging.getLogger().handlers == before
+
+
+def test_an_unknown_level_is_refused(package_logger):
+    with pytest.raises(ValueError, match="choose one of debug, info, warning, error"):
+        setup_logging("loud")
