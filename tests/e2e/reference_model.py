@@ -76,9 +76,7 @@ def make_reference(directory: Path, geometry: str, seed: int = 0) -> MiMoV2Flash
             elif name.endswith("norm.weight"):
                 tensor.add_(torch.randn_like(tensor) * 0.1)
     model.save_pretrained(directory)
-    write_synthetic_tokenizer(
-        directory, chat_template=family_template(), vocab_size=VOCAB_SIZE
-    )
+    write_synthetic_tokenizer(directory, chat_template=family_template(), vocab_size=VOCAB_SIZE)
     return model
 
 
@@ -108,7 +106,7 @@ def reference_logits(model: MiMoV2FlashForCausalLM, tokens: Sequence[int]) -> to
 def greedy_agrees(
     model: MiMoV2FlashForCausalLM, prompt: Sequence[int], generated: Sequence[int]
 ) -> str:
-    """"same" when every generated token is the reference's argmax given those before it; "tie" when
+    """ "same" when every generated token is the reference's argmax given those before it; "tie" when
     the first that is not lies within 1e-5 of max |logit| of it; "different" otherwise."""
     logits = reference_logits(model, [*prompt, *generated])[len(prompt) - 1 : -1]
     chosen = torch.tensor(list(generated))

@@ -110,9 +110,7 @@ def test_greedy_text_equals_the_reference_alone_in_a_batch_and_with_a_prefix_hit
 
 @pytest.mark.parametrize("projection", ["fused", "split", "plain"])
 def test_a_re_export_in_any_layout_has_the_same_logits(reference, tmp_path, projection):
-    export_again(
-        reference.path, tmp_path, ExportFormat(projection=projection, dtype=torch.float32)
-    )
+    export_again(reference.path, tmp_path, ExportFormat(projection=projection, dtype=torch.float32))
     layout = "plain" if projection == "plain" else "auto"
     llm = LLM(
         str(tmp_path),

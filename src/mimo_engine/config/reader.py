@@ -65,4 +65,6 @@ class ConfigReader:
         unknown = [key for key in self._raw if key not in self._read and key not in known]
         if unknown:
             way_past = f"; pass {remedy} NAME if it changes nothing" if remedy else ""
-            raise ConfigError(f"{self._where}: unknown key {', '.join(map(repr, unknown))}{way_past}")
+            raise ConfigError(
+                f"{self._where}: unknown key {', '.join(map(repr, unknown))}{way_past}"
+            )

@@ -19,8 +19,8 @@ from mimo_engine.cache.manager import CacheManager
 from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.config.engine import EngineConfig
 from mimo_engine.config.model import AttentionKind, ModelConfig, load_model_config
-from mimo_engine.errors import ConfigError, RequestError
 from mimo_engine.engine.executor import Executor, build_executor
+from mimo_engine.errors import ConfigError, RequestError
 from mimo_engine.messages import EngineInfo, EngineStats, NewRequest, TokenOutput
 from mimo_engine.scheduler.scheduler import Scheduler
 

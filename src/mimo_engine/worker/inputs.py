@@ -98,9 +98,7 @@ class StepInputs:
         single = [i for i, row in enumerate(rows) if row.num_tokens == 1]
         members = [single] if single else []
         members += [[i] for i, row in enumerate(rows) if row.num_tokens > 1]
-        return [
-            self._group(kind, [rows[i] for i in group], first_rows[group]) for group in members
-        ]
+        return [self._group(kind, [rows[i] for i in group], first_rows[group]) for group in members]
 
     def _group(
         self, kind: AttentionKind, rows: Sequence[StepRow], first_rows: np.ndarray
