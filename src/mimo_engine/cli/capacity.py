@@ -31,7 +31,6 @@ _GROUPS = (
     (".o_proj.", "o_proj"),
     ("", "norms, sinks"),
 )
-_NEVER_QUANTISED = ("lm_head.", ".o_proj.", ".eh_proj.")
 
 _FP8_BLOCK = 128
 _MXFP4_GROUP = 32
@@ -147,7 +146,7 @@ def _format(
     plain = {2: "bf16", 4: "fp32"}[dtype_bytes]
     if spec.storage is Storage.PLAIN or config.quantization is None or decoded:
         return plain
-    if any(part in name for part in _NEVER_QUANTISED):
+    if name.endswith(".o_proj.weight"):  # no release of the family quantises it
         return plain
     return "mxfp4" if spec.num_experts and config.quantization.experts_are_mxfp4 else "fp8"
 

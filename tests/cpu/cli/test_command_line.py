@@ -30,6 +30,10 @@ FLAGS = {
     "generate": ENGINE
     | {"--prompt", "--chat", "--no-chat", "--max-tokens"}
     | {"--temperature", "--top-p", "--top-k", "--seed"},
+    "check": SETTINGS | {"--tensors", "--no-tensors", "--deep", "--no-deep"},
+    "random-checkpoint": {"--like", "--layout", "--format", "--seed", "--vocab-size"}
+    | {"--num-layers", "--num-mtp-layers", "--num-experts"}
+    | {"--hidden-size", "--intermediate-size", "--moe-intermediate-size"},
     "plan": ENGINE | {"--gpus", "--gpu", "--gpu-gib", "--num-mtp-layers"},
 }
 

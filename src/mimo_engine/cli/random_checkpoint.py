@@ -1,0 +1,247 @@
+"""`mimo-engine random-checkpoint`: an official layout with random weights, whole and servable.
+
+The built-in configuration is small, but of the family's shape: layer kinds that do not repeat with
+a period, the real head sizes, T = 4 fused chunks whose scale blocks straddle K and V, experts,
+draft layers, and vocabulary rows that no token has. The same seed gives the same files. Tensors are
+made one at a time, so real widths need little memory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tqdm import tqdm
+from tyro.conf import Positional
+
+from mimo_engine.chat.template import family_template
+from mimo_engine.checkpoint.export import ExportFormat, export_checkpoint, export_config
+from mimo_engine.checkpoint.names import Placement, placements
+from mimo_engine.checkpoint.params import parameter_specs
+from mimo_engine.checkpoint.synthetic_tokenizer import write_synthetic_tokenizer
+from mimo_engine.cli.model_argument import read_config_json
+from mimo_engine.config.model import (
+    ModelConfig,
+    get_mimo_v2_fused_qkv_expected_tp_size,
+    parse_model_config,
+)
+from mimo_engine.errors import ConfigError
+
+__all__ = ["SMALL_MODEL", "Command", "random_part", "run"]
+
+TOKENIZER_SIZE = 512
+USUAL_MTP_LAYERS = 3
+
+SMALL_MODEL: dict[str, Any] = {
+    "architectures": ["MiMoV2ForCausalLM"],
+    "model_type": "mimo_v2",
+    "vocab_size": 576,
+    "hidden_size": 256,
+    "num_hidden_layers": 8,
+    "hybrid_layer_pattern": [0, 1, 1, 0, 1, 1, 1, 0],
+    "moe_layer_freq": [0, 1, 1, 1, 1, 1, 1, 1],
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 192,
+    "v_head_dim": 128,
+    "swa_num_attention_heads": 8,
+    "swa_num_key_value_heads": 8,
+    "swa_head_dim": 192,
+    "swa_v_head_dim": 128,
+    "intermediate_size": 512,
+    "moe_intermediate_size": 128,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": None,
+    "n_group": 1,
+    "topk_group": 1,
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+    "norm_topk_prob": True,
+    "routed_scaling_factor": None,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "attention_value_scale": 0.707,
+    "attention_projection_layout": "fused_qkv",
+    "add_full_attention_sink_bias": False,
+    "add_swa_attention_sink_bias": True,
+    "partial_rotary_factor": 0.334,
+    "rope_theta": 10000000,
+    "swa_rope_theta": 10000,
+    "sliding_window": 128,
+    "max_position_embeddings": 32768,
+    "layernorm_epsilon": 1e-05,
+    "tie_word_embeddings": False,
+    "num_nextn_predict_layers": 3,
+    "quantization_config": {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [128, 128],
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command:
+    """Write a checkpoint with random weights: config.json, tokenizer, chat template, tensors.
+
+    Without --like it is a small model that a laptop serves; with it, the text model of that
+    config.json. The other flags change it.
+    """
+
+    out: Positional[str]
+    """The directory to make."""
+    like: str | None = None
+    """config.json, checkpoint directory or name on the hub whose text model to follow."""
+    layout: Literal["fused", "split"] | None = None
+    """q, k and v as one tensor of official chunks, or as three. Default: as --like."""
+    format: Literal["bf16", "fp8", "mxfp4-experts"] | None = None
+    """How linears are stored; mxfp4-experts has fp8 elsewhere. Default: as --like."""
+    seed: int = 0
+    """Of the weights."""
+    num_layers: int | None = None
+    """Keep this many of the first layers."""
+    num_mtp_layers: int | None = None
+    """Draft layers. Default: as --like says, else 3."""
+    hidden_size: int | None = None
+    intermediate_size: int | None = None
+    """Width of the dense MLPs."""
+    moe_intermediate_size: int | None = None
+    """Width of an expert."""
+    num_experts: int | None = None
+    vocab_size: int | None = None
+    """Rows of embedding and head; those without a token are dead, as in the real ones."""
+
+
+def run(command: Command) -> int:
+    out = Path(command.out).expanduser()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} already exists: choose a new directory, or remove it first")
+    raw, num_mtp_layers = _config_json(command)
+    config = parse_model_config(raw)
+    stored = _export_format(command, raw)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # An interrupted run leaves nothing that looks like a checkpoint.
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
+        model_dir = Path(folder) / "checkpoint"
+        model_dir.mkdir()
+        vocab = write_synthetic_tokenizer(
+            model_dir,
+            chat_template=family_template(),
+            vocab_size=min(TOKENIZER_SIZE, config.vocab_size),
+        )
+        raw["eos_token_id"] = vocab.ids["<|im_end|>"]
+        raw["pad_token_id"] = vocab.ids["<|endoftext|>"]
+        _write_weights(model_dir, config, stored, command.seed, num_mtp_layers)
+        text = json.dumps(export_config(raw, stored), indent=2) + "\n"
+        (model_dir / "config.json").write_text(text, encoding="utf-8")
+        model_dir.rename(out)
+    size = sum(path.stat().st_size for path in out.iterdir())
+    print(f"{out}: {config.num_layers} layers, {size / 1e6:,.1f} MB")
+    return 0
+
+
+def random_part(place: Placement, seed: int) -> torch.Tensor:
+    """One canonical tensor, float32, a function of its place and `seed` alone.
+
+    Matrices have unit gain, the head a gain of 3 and norms, sinks and router bias some spread, so
+    that every part of the model matters to the text and no distribution over it is flat.
+    """
+    key = f"{seed} {place.parameter} {place.part.name} {place.expert}".encode()
+    # torch seeds with 64 bits, of which the sign is one.
+    digest = int.from_bytes(blake2b(key, digest_size=8).digest(), "little", signed=True)
+    generator = torch.Generator().manual_seed(digest)
+    noise = torch.randn(place.part.full_shape, generator=generator)
+    name = place.parameter
+    if name.endswith("norm.weight"):
+        return 1 + 0.1 * noise
+    if name.endswith("e_score_correction_bias"):
+        return 0.1 * noise
+    if name.endswith(("attention_sink_bias", "embed_tokens.weight")):
+        return noise
+    gain = 3.0 if name == "lm_head.weight" else 1.0
+    return noise.mul_(gain / math.sqrt(noise.shape[-1]))
+
+
+def _config_json(command: Command) -> tuple[dict[str, Any], int]:
+    """config.json but for how weights are stored, and the number of draft layers."""
+    raw = dict(SMALL_MODEL if command.like is None else read_config_json(command.like))
+    like = parse_model_config(raw)
+    if like.is_native:
+        raise ConfigError("--like must be in the hub's dialect, not that of transformers")
+    # Only the text model is made; its tokenizer has other ids than the real one.
+    for key in like.media:
+        del raw[key]
+    changes = {
+        "num_hidden_layers": command.num_layers,
+        "hidden_size": command.hidden_size,
+        "intermediate_size": command.intermediate_size,
+        "moe_intermediate_size": command.moe_intermediate_size,
+        "n_routed_experts": command.num_experts,
+        "vocab_size": command.vocab_size,
+    }
+    for key, value in changes.items():
+        if value is None:
+            continue
+        if value < 1:
+            raise ConfigError(f"{key} must be at least 1, not {value}")
+        raw[key] = value
+    num_layers = raw["num_hidden_layers"]
+    if num_layers > like.num_layers:
+        raise ConfigError(f"--num-layers {num_layers}: there are only {like.num_layers}")
+    for key in ("hybrid_layer_pattern", "moe_layer_freq"):
+        if isinstance(raw.get(key), list):
+            raw[key] = raw[key][:num_layers]
+    num_mtp_layers = next(
+        count
+        for count in (command.num_mtp_layers, like.num_mtp_layers, USUAL_MTP_LAYERS)
+        if count is not None
+    )
+    raw["num_nextn_predict_layers"] = num_mtp_layers
+    return raw, num_mtp_layers
+
+
+def _export_format(command: Command, raw: dict[str, Any]) -> ExportFormat:
+    is_fused = get_mimo_v2_fused_qkv_expected_tp_size(raw) is not None
+    layout = command.layout or ("fused" if is_fused else "split")
+    quantization = raw.get("quantization_config")
+    if command.format is not None:
+        name = command.format
+    elif not quantization:
+        name = "bf16"
+    else:
+        name = "mxfp4-experts" if quantization.get("store_dtype") == "mxfp4" else "fp8"
+    match name:
+        case "bf16":
+            return ExportFormat(projection=layout, linear="plain", experts="plain")
+        case "fp8":
+            return ExportFormat(projection=layout, linear="fp8", experts="fp8")
+        case _:
+            return ExportFormat(
+                projection=layout,
+                linear="fp8",
+                experts="mxfp4",
+                router_dtype=torch.bfloat16,
+            )
+
+
+def _write_weights(
+    model_dir: Path, config: ModelConfig, stored: ExportFormat, seed: int, num_mtp_layers: int
+) -> None:
+    specs = parameter_specs(config, num_mtp_layers=num_mtp_layers)
+    sizes = (math.prod(place.part.full_shape) for _, place in placements(specs))
+    with tqdm(total=sum(sizes), unit=" weights", unit_scale=True, desc="writing") as bar:
+
+        def read(place: Placement) -> torch.Tensor:
+            part = random_part(place, seed)
+            bar.update(part.numel())
+            return part
+
+        export_checkpoint(model_dir, config, read, stored, num_mtp_layers=num_mtp_layers)
