@@ -106,8 +106,10 @@ def reference_logits(model: MiMoV2FlashForCausalLM, tokens: Sequence[int]) -> to
 def greedy_agrees(
     model: MiMoV2FlashForCausalLM, prompt: Sequence[int], generated: Sequence[int]
 ) -> str:
-    """ "same" when every generated token is the reference's argmax given those before it; "tie" when
-    the first that is not lies within 1e-5 of max |logit| of it; "different" otherwise."""
+    """Whether every generated token is the reference's argmax given those before it.
+
+    Returns same; tie, when the first that is not lies within 1e-5 of max |logit| of it; different.
+    """
     logits = reference_logits(model, [*prompt, *generated])[len(prompt) - 1 : -1]
     chosen = torch.tensor(list(generated))
     wrong = (logits.argmax(dim=-1) != chosen).nonzero()

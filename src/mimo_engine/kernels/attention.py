@@ -30,7 +30,7 @@ class AttentionGroup:
     first_position: torch.Tensor
     """[G] position of rows[:, 0]."""
     kv_slots: torch.Tensor
-    """[G, L] pool slot of the key at position kv_first + l. Any valid slot where none is visible."""
+    """[G, L] pool slot of the key at position kv_first + l; any valid one where none is visible."""
     kv_first: torch.Tensor
     """[G] position of kv_slots[:, 0]; negative positions are never visible."""
 
@@ -87,7 +87,10 @@ def _attend(
     visible: torch.Tensor,
     sink: torch.Tensor | None,
 ) -> torch.Tensor:
-    """q [G, n, Hq, Dk], k [G, L, Hkv, Dk], v [G, L, Hkv, Dv], visible [G, n, L] -> [G, n, Hq, Dv]."""
+    """q [G, n, Hq, Dk], k [G, L, Hkv, Dk], v [G, L, Hkv, Dv], visible [G, n, L].
+
+    Returns [G, n, Hq, Dv].
+    """
     num_sequences, num_rows, num_heads, head_dim = q.shape
     num_kv_heads = k.shape[2]
     ratio = num_heads // num_kv_heads
@@ -111,7 +114,7 @@ def write_kv(
     v: torch.Tensor,
     slots: torch.Tensor,
 ) -> None:
-    """In place: pool[slots[i]] = row i. k [N, Hkv, Dk], v [N, Hkv, Dv], slots [N] int64, distinct."""
+    """In place: pool[slots[i]] = row i. k [N, Hkv, Dk], v [N, Hkv, Dv]; slots [N] distinct."""
     k_pool[slots] = k.to(k_pool.dtype)
     v_pool[slots] = v.to(v_pool.dtype)
 

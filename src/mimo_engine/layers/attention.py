@@ -1,4 +1,4 @@
-"""The one attention layer of the family: it reads a `LayerSpec` and serves full and sliding alike."""
+"""The one attention layer of the family: it reads a `LayerSpec`, full or sliding."""
 
 from __future__ import annotations
 

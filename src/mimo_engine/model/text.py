@@ -115,6 +115,7 @@ class TextModel(nn.Module):
         }
         x = self.embed_tokens(batch.token_ids)
         for index, layer in enumerate(self.layers):
+            assert isinstance(layer, DecoderLayer)
             cache = None if batch.caches is None else batch.caches[index]
             x = layer(x, batch, rope[layer.kind], cache)
         return self.norm(x)

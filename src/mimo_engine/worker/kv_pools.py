@@ -21,7 +21,7 @@ def allocate_pools(
 ) -> list[LayerCache]:
     """One LayerCache a layer: K [slots, kv heads, Dk] and V [slots, kv heads, Dv].
 
-    slots = pages of the layer's group * page_size; kv_heads: this rank's KV slots by attention kind.
+    slots = pages of the layer's group * page_size; kv_heads: this rank's, by attention kind.
     Zero-filled: attention multiplies a masked V row by a weight of 0, which must not meet a NaN. On
     the CPU the operating system commits the memory page by page as it is first written.
     """

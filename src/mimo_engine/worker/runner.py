@@ -108,7 +108,6 @@ class Runner:
             )
             for state in states
         ]
-        indices = [last for _, last in sampling]
         chosen = logits if len(indices) == logits.shape[0] else logits[indices]
         choices = sample(chosen, rows, num_live_tokens=self._num_live_tokens)
         # Ranks see the same logits; taking rank 0's choice makes a divergence impossible.

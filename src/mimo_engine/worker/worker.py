@@ -110,8 +110,8 @@ class Worker:
         budget = int(total * cache.gpu_memory_share) - (total - free) - activations - GIB // 2
         if budget <= 0:
             raise ConfigError(
-                f"no GPU memory is left for the KV cache: {free / GIB:.1f} of {total / GIB:.1f} GiB "
-                "are free after loading; use more ranks (--tensor-parallel-size), a larger "
+                f"no GPU memory is left for the KV cache: {free / GIB:.1f} of "
+                f"{total / GIB:.1f} GiB are free after loading; use more ranks (--tensor-parallel-size), a larger "
                 "--gpu-memory-share or a smaller --max-num-batched-tokens"
             )
         return budget
