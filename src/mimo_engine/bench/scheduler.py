@@ -88,7 +88,8 @@ def _make(batch: int, max_model_len: int) -> tuple[Scheduler, CacheManager]:
     pages_per_request = -(-max_model_len // PAGE_SIZE)
     layout = CacheLayout(
         page_size=PAGE_SIZE,
-        num_full_pages=batch * pages_per_request,
+        # One more a request: admission leaves each of them a page to grow.
+        num_full_pages=batch * (pages_per_request + 1),
         num_sliding_pages=3 * batch * (WINDOW // PAGE_SIZE + 1) + BUDGET // PAGE_SIZE + 1,
         window=WINDOW,
     )
