@@ -342,8 +342,8 @@ class _Verifier:
             layer = ".".join(placement.parameter.split(".")[:-2])
             kind = layer_of(self._config, placement.parameter).attention
             return (
-                f"{layer} is {kind} by config.json and needs a sink; restore the official config.json "
-                "(hybrid_layer_pattern) or the file"
+                f"{layer} is {kind} by config.json and needs a sink; restore the official "
+                "config.json (hybrid_layer_pattern) or the file"
             )
         return _AGAIN
 
