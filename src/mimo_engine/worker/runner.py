@@ -91,12 +91,10 @@ class Runner:
         self, step_rows: Sequence[StepRow], wanted: _LogitRows, logits: torch.Tensor
     ) -> list[TokenChoice]:
         """One choice for each row that samples; the slots remember the tokens."""
-        sampling = [
-            (row, last) for row, last in zip(step_rows, wanted.last, strict=True) if last >= 0
-        ]
-        if not sampling:
+        indices = [last for last in wanted.last if last >= 0]
+        if not indices:
             return []
-        states = [self._inputs.state(row.slot) for row, _ in sampling]
+        states = [self._inputs.state(row.slot) for row in step_rows if row.samples]
         rows = [
             SamplingRow(
                 params=state.params,
