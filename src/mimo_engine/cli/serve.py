@@ -8,8 +8,10 @@ from pathlib import Path
 from tyro.conf import PositionalRequiredArgs
 
 from mimo_engine.config.engine import EngineConfig, ServerConfig
+from mimo_engine.engine.core import build_engine
 from mimo_engine.server.run import run_server
 from mimo_engine.utils.hub import resolve_model
+from mimo_engine.utils.logging import setup_logging
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,13 +23,14 @@ class Command:
 
 
 def run(command: Command) -> int:
+    setup_logging()
     model_dir = resolve_model(command.engine.model)
     name = command.server.served_model_name
     if name is None and not Path(command.engine.model).expanduser().is_dir():
         # The hub's cache names a directory after a commit: the repository's own name is better.
         name = command.engine.model
-    run_server(
+    return run_server(
         replace(command.engine, model=str(model_dir)),
         replace(command.server, served_model_name=name),
+        build_engine,
     )
-    return 0
