@@ -152,7 +152,7 @@ def _run_engine(build: CoreBuilder, config: EngineConfig, address: str) -> None:
             _fail(socket, f"{type(error).__name__}: {error}")
 
 
-def _exit_on_signal(signal_number: int, frame: FrameType | None) -> NoReturn:
+def _exit_on_signal(_number: int, _frame: FrameType | None) -> NoReturn:
     sys.exit(0)
 
 

@@ -1,0 +1,200 @@
+"""Prompts to engine requests, and the engine's tokens to text: what both endpoints share.
+
+One HTTP request may ask for several choices (prompts times n); each is a request of its own to the
+engine, and all of them come back through one stream. What must hold: whatever ends the HTTP
+request ends its engine requests.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, replace
+from uuid import uuid4
+
+import msgspec
+
+from mimo_engine.chat.detokenize import OutputText
+from mimo_engine.chat.template import ChatTemplate
+from mimo_engine.chat.tokenizer import Tokenizer
+from mimo_engine.config.generation import SamplingDefaults
+from mimo_engine.config.sampling import SamplingParams
+from mimo_engine.engine.client import AsyncEngineClient
+from mimo_engine.errors import ContextLengthError, MimoError, RequestError
+from mimo_engine.messages import NewRequest, TokenLogprobs, TokenOutput
+from mimo_engine.server.errors import ModelNotFoundError
+from mimo_engine.server.metrics import Metrics
+from mimo_engine.server.responses import PromptTokensDetails, Usage
+
+__all__ = ["Generation", "ServerContext", "Update"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerContext:
+    """What every route of one app is given."""
+
+    client: AsyncEngineClient
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    """None: a base model, which has no chat."""
+    model_name: str
+    defaults: SamplingDefaults
+    """Of chat requests."""
+    metrics: Metrics
+    created: int
+    """Unix time, s: when this server came to be."""
+
+    def check_model(self, name: str | None) -> None:
+        """ModelNotFoundError unless `name` is the served model or absent."""
+        if name is not None and name != self.model_name:
+            raise ModelNotFoundError(name, self.model_name)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Update:
+    """What one engine output added to one choice."""
+
+    index: int
+    is_first: bool
+    text: str
+    logprobs: list[TokenLogprobs]
+
+
+class _Choice:
+    """One engine request and what came of it."""
+
+    def __init__(self, request: NewRequest, tokenizer: Tokenizer) -> None:
+        self.request = request
+        self.output = OutputText(tokenizer, request.params)
+        self.first_token_at: float | None = None
+
+
+class Generation:
+    """The choices of one HTTP request: choice i answers prompt i // n.
+
+    Of a seeded request with n > 1, answer k of a prompt has the seed `seed` + k.
+    """
+
+    def __init__(
+        self,
+        context: ServerContext,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        *,
+        scores_prompt_only: bool = False,
+    ) -> None:
+        for prompt in prompts:
+            _check_prompt(context, prompt, params)
+        self._context = context
+        self._n = params.n
+        self._scores_prompt_only = scores_prompt_only
+        """The engine makes at least one token; here it is dropped."""
+        self._started_at = time.monotonic()
+        stem = uuid4().hex
+        self._choices = {
+            f"{stem}-{i}": _Choice(
+                NewRequest(
+                    request_id=f"{stem}-{i}",
+                    prompt_token_ids=list(prompts[i // params.n]),
+                    params=_single(params, i % params.n),
+                ),
+                context.tokenizer,
+            )
+            for i in range(len(prompts) * params.n)
+        }
+        self._index = {request_id: i for i, request_id in enumerate(self._choices)}
+        self.outputs = [choice.output for choice in self._choices.values()]
+        """By index; complete when `updates` has ended."""
+        self.prompts = [choice.request.prompt_token_ids for choice in self._choices.values()]
+        """By index."""
+
+    async def updates(self) -> AsyncGenerator[Update]:
+        """Run all choices. Closing the generator aborts those that have not ended."""
+        requests = [choice.request for choice in self._choices.values()]
+        unfinished = "abort"
+        try:
+            with self._context.client.submit(requests) as stream:
+                self._context.metrics.prompt_tokens.inc(sum(self._prompt_lengths()))
+                async for output in stream:
+                    update = self._take(output)
+                    if self.outputs[update.index].finish_reason and output.finish_reason is None:
+                        stream.abort(output.request_id)
+                    yield update
+        except MimoError:
+            unfinished = "error"
+            raise
+        finally:
+            for output in self.outputs:
+                reason = output.finish_reason or unfinished
+                self._context.metrics.requests.labels(reason).inc()
+
+    async def run(self) -> None:
+        """Run all choices to their ends."""
+        async for _ in self.updates():
+            pass
+
+    def usage(self) -> Usage:
+        """A prompt counts once, however many answers it gets."""
+        prompt_tokens = sum(self._prompt_lengths())
+        completion_tokens = sum(len(output.token_ids) for output in self.outputs)
+        cached_tokens = sum(output.num_cached_tokens for output in self.outputs[:: self._n])
+        return Usage(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            total_tokens=prompt_tokens + completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens),
+        )
+
+    def _prompt_lengths(self) -> list[int]:
+        return [len(prompt) for prompt in self.prompts[:: self._n]]
+
+    def _take(self, output: TokenOutput) -> Update:
+        choice = self._choices[output.request_id]
+        is_first = choice.first_token_at is None
+        if self._scores_prompt_only:
+            output = msgspec.structs.replace(
+                output, token_ids=[], logprobs=[], finish_reason="length", stop_token_id=None
+            )
+        num_logprobs = len(choice.output.logprobs or ())
+        text = choice.output.add(output)
+        self._measure(choice, len(output.token_ids))
+        return Update(
+            index=self._index[output.request_id],
+            is_first=is_first,
+            text=text,
+            logprobs=(choice.output.logprobs or [])[num_logprobs:],
+        )
+
+    def _measure(self, choice: _Choice, num_tokens: int) -> None:
+        metrics, now = self._context.metrics, time.monotonic()
+        metrics.output_tokens.inc(num_tokens)
+        if choice.first_token_at is None:
+            choice.first_token_at = now
+            metrics.ttft_s.observe(now - self._started_at)
+        num_later = len(choice.output.token_ids) - 1
+        if choice.output.finish_reason is not None and num_later > 0:
+            metrics.tpot_s.observe((now - choice.first_token_at) / num_later)
+
+
+def _single(params: SamplingParams, k: int) -> SamplingParams:
+    return replace(params, n=1, seed=None if params.seed is None else params.seed + k)
+
+
+def _check_prompt(context: ServerContext, prompt: Sequence[int], params: SamplingParams) -> None:
+    """RequestError: what the engine cannot run, said before anything is started."""
+    info = context.client.info
+    if not prompt:
+        raise RequestError("the prompt is empty: give at least one token", param="prompt")
+    for what, ids in (("prompt", prompt), ("logit_bias", params.logit_bias)):
+        if ids and not 0 <= min(ids) <= max(ids) < info.vocab_size:
+            raise RequestError(
+                f"{what} has a token id outside 0 to {info.vocab_size - 1}", param=what
+            )
+    num_wanted = params.max_tokens or 1
+    if len(prompt) + num_wanted > info.max_model_len:
+        raise ContextLengthError(
+            f"This model's maximum context length is {info.max_model_len} tokens. However, you "
+            f"requested {len(prompt) + num_wanted} tokens ({len(prompt)} in the prompt, "
+            f"{num_wanted} to be generated). Please shorten the prompt or max_tokens.",
+            param="prompt",
+        )

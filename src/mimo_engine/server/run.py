@@ -1,0 +1,123 @@
+"""From two configurations to a running server: engine first, port second, signals in between."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Generator
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from mimo_engine.chat.template import ChatTemplate
+from mimo_engine.chat.tokenizer import Tokenizer
+from mimo_engine.config.engine import EngineConfig, ServerConfig
+from mimo_engine.config.generation import read_sampling_defaults
+from mimo_engine.engine.client import AsyncEngineClient
+from mimo_engine.engine.process import CoreBuilder
+from mimo_engine.errors import ConfigError, MimoError
+from mimo_engine.server.app import create_app
+
+__all__ = ["run_server"]
+
+GRACE_S = 30
+"""How long requests may go on after the first signal to stop; a second Ctrl-C ends them."""
+
+logger = logging.getLogger(__name__)
+
+
+def run_server(engine: EngineConfig, server: ServerConfig, build: CoreBuilder) -> int:
+    """Serve until a signal. Returns the exit code: 1 when the engine could not start, and then
+    no port was opened. `build` makes the engine, in its own process."""
+    try:
+        return asyncio.run(_serve(engine, server, build))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        logger.error("stopped before the engine was ready")
+        return 130
+
+
+async def _serve(engine: EngineConfig, server: ServerConfig, build: CoreBuilder) -> int:
+    task = asyncio.current_task()
+    assert task is not None
+    # While the engine starts SIGTERM does what Ctrl-C does: whatever was started is ended.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    client = AsyncEngineClient(engine, build)
+    try:
+        model_dir = Path(engine.model)
+        tokenizer = Tokenizer.from_dir(model_dir)
+        template = _chat_template(tokenizer, server)
+        defaults = read_sampling_defaults(model_dir)
+        # Bound now, so that a taken port is not found out after minutes of loading; nobody can
+        # connect before uvicorn listens.
+        with _bound_socket(server) as sock:
+            await client.start()
+            model_name = server.served_model_name or model_dir.resolve().name
+            app = create_app(client, tokenizer, template, model_name=model_name, defaults=defaults)
+            await _Server(app).serve(sockets=[sock])
+    except MimoError as error:
+        logger.error("%s", error)
+        return 1
+    finally:
+        await client.close()
+    return 0
+
+
+class _Server(uvicorn.Server):
+    """uvicorn with signals that only stop it: its own way raises them anew when it has stopped,
+    which would end this process before the engine is closed."""
+
+    def __init__(self, app: FastAPI) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="off",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=GRACE_S,
+            )
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for sock in sockets or ():
+            host, port = sock.getsockname()[:2]
+            logger.info("serving on http://%s:%d/v1", f"[{host}]" if ":" in host else host, port)
+
+
+def _chat_template(tokenizer: Tokenizer, server: ServerConfig) -> ChatTemplate | None:
+    source = tokenizer.chat_template
+    if server.chat_template is not None:
+        try:
+            source = Path(server.chat_template).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--chat-template cannot be read: {error}") from error
+    if source is None:
+        return None
+    return ChatTemplate(source, special_tokens=tokenizer.special_tokens)
+
+
+def _bound_socket(server: ServerConfig) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in server.host else socket.AF_INET)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((server.host, server.port))
+    except OSError as error:
+        sock.close()
+        raise ConfigError(
+            f"cannot listen on {server.host}:{server.port} ({error}); choose another --port or "
+            "--host"
+        ) from error
+    return sock

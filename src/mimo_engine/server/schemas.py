@@ -1,0 +1,329 @@
+"""Requests of the API: names, types and bounds, and what they mean to the engine.
+
+What must hold: no field is ignored in silence. A field that this server does not know, or knows and
+does not serve, is an error that names it, unless it changes no output (`IGNORED`) or carries the
+value that means "off".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from mimo_engine.config.generation import SamplingDefaults
+from mimo_engine.config.sampling import MAX_LOGPROBS, SamplingParams
+from mimo_engine.errors import RequestError
+
+__all__ = [
+    "ChatRequest",
+    "CompletionRequest",
+    "Conversation",
+    "DetokenizeRequest",
+    "TokenizeRequest",
+]
+
+IGNORED = frozenset(
+    {
+        "metadata",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+    }
+)
+"""Fields of OpenAI's API that concern its accounts and its speed, not what is generated."""
+
+
+class _RequestModel(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    not_served: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """Known fields without an implementation here, and the values that ask for nothing."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_what_is_not_served(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        for name, value in data.items():
+            if name in cls.model_fields or name in IGNORED:
+                continue
+            if name not in cls.not_served:
+                raise RequestError(f"unknown field {name!r}: remove it", param=name)
+            if value is not None and value not in cls.not_served[name]:
+                raise RequestError(f"{name} is not supported yet: remove it", param=name)
+        return data
+
+
+class StreamOptions(_RequestModel):
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+
+class _SamplingRequest(_RequestModel):
+    """What completions and chat have in common. None: as if the field were not there."""
+
+    model: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    n: int | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @model_validator(mode="after")
+    def _check_stream_options(self) -> _SamplingRequest:
+        if self.stream_options is not None and not self.stream:
+            raise RequestError(
+                "stream_options needs stream: true; remove it", param="stream_options"
+            )
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def usage_in_every_chunk(self) -> bool:
+        return self.include_usage and bool(
+            self.stream_options and self.stream_options.continuous_usage_stats
+        )
+
+    def _sampling_params(self, defaults: SamplingDefaults, **own: Any) -> SamplingParams:
+        """`own`: the fields that the endpoint computes. RequestError: out of bounds."""
+        passed = (
+            *asdict(defaults),
+            "presence_penalty",
+            "frequency_penalty",
+            "n",
+            "seed",
+            "stop_token_ids",
+            "min_tokens",
+            "ignore_eos",
+            "skip_special_tokens",
+            "include_stop_str_in_output",
+        )
+        given = {name: getattr(self, name) for name in passed}
+        given = {name: value for name, value in given.items() if value is not None}
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return SamplingParams(
+            **(asdict(defaults) | given), stop=stop, logit_bias=self._biases(), **own
+        )
+
+    def _biases(self) -> dict[int, float]:
+        for key in self.logit_bias or {}:
+            if not key.isascii() or not key.isdecimal():
+                raise RequestError(
+                    f"logit_bias has the key {key!r}: keys are token ids", param="logit_bias"
+                )
+        return {int(key): bias for key, bias in (self.logit_bias or {}).items()}
+
+
+class CompletionRequest(_SamplingRequest):
+    """POST /v1/completions."""
+
+    not_served: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "suffix": ("",),
+        "use_beam_search": (False,),
+        "response_format": ({"type": "text"},),
+    }
+
+    prompt: str | list[Any]
+    best_of: int | None = None
+    echo: bool | None = None
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    prompt_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+
+    @model_validator(mode="after")
+    def _check(self) -> CompletionRequest:
+        if self.best_of not in (None, self.n or 1):
+            raise RequestError("best_of is supported only when it equals n", param="best_of")
+        if self.prompt_logprobs is not None and self.stream:
+            raise RequestError(
+                "prompt_logprobs is not available in a stream", param="prompt_logprobs"
+            )
+        return self
+
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, each a text or token ids. RequestError: neither."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if self.prompt and all(isinstance(item, str) for item in self.prompt):
+            return list(self.prompt)
+        if _is_token_ids(self.prompt):
+            return [self.prompt]
+        if self.prompt and all(_is_token_ids(item) for item in self.prompt):
+            return list(self.prompt)
+        raise RequestError(
+            "prompt must be a string, a list of strings, a list of token ids, or a list of such "
+            "lists, and not empty",
+            param="prompt",
+        )
+
+    @property
+    def scores_prompt_only(self) -> bool:
+        """echo with max_tokens 0: the prompt's log-probabilities and no answer."""
+        return bool(self.echo) and self.max_tokens == 0
+
+    def sampling_params(self) -> SamplingParams:
+        """The checkpoint's recommendations are for chat; raw completions use the API's."""
+        max_tokens = 16 if self.max_tokens is None else self.max_tokens
+        wanted = [self.prompt_logprobs, self.logprobs if self.echo else None]
+        return self._sampling_params(
+            SamplingDefaults(),
+            max_tokens=1 if self.scores_prompt_only else max_tokens,
+            logprobs=self.logprobs,
+            prompt_logprobs=max((one for one in wanted if one is not None), default=None),
+        )
+
+
+def _is_token_ids(value: Any) -> bool:
+    # bool is a kind of int.
+    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
+
+
+class Conversation(_RequestModel):
+    """What decides the text that the model reads."""
+
+    not_served: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+    }
+
+    messages: list[dict[str, Any]]
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | float | None = None
+    reasoning: dict[str, Any] | None = None
+    thinking: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _check_open_end(self) -> Conversation:
+        if self.continue_final_message and self.add_generation_prompt:
+            raise RequestError(
+                "continue_final_message and add_generation_prompt exclude each other",
+                param="continue_final_message",
+            )
+        return self
+
+    def template_kwargs(self) -> dict[str, Any]:
+        """chat_template_kwargs, with the other ways to switch thinking mapped on the template's
+        (protocol.md 3.3): the model has on and off, no degrees."""
+        kwargs = dict(self.chat_template_kwargs or {})
+        thinks = self._thinks()
+        if thinks is not None:
+            kwargs.setdefault("enable_thinking", thinks)
+        return kwargs
+
+    def _thinks(self) -> bool | None:
+        if self.thinking is not None:
+            return _one_of(self.thinking, "thinking", "type", {"enabled": True, "disabled": False})
+        effort = self.reasoning_effort
+        if self.reasoning is not None:
+            if "enabled" in self.reasoning:
+                switch = {True: True, False: False}
+                return _one_of(self.reasoning, "reasoning", "enabled", switch)
+            effort = self.reasoning.get("effort", effort)
+        if effort is None:
+            return None
+        if isinstance(effort, str) and effort in _EFFORTS:
+            return effort != "none"
+        if isinstance(effort, int | float) and 0 <= effort < 1:
+            return True
+        raise RequestError(
+            f"reasoning_effort is {effort!r}: choose one of {', '.join(_EFFORTS)}, or a number "
+            "from 0 up to 0.99",
+            param="reasoning_effort",
+        )
+
+
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "ultra", "max")
+
+
+def _one_of(given: Mapping[str, Any], name: str, key: str, values: Mapping[Any, bool]) -> bool:
+    value = given.get(key)
+    if len(given) == 1 and isinstance(value, str | bool) and value in values:
+        return values[value]
+    raise RequestError(
+        f"{name} must be an object with the one key {key!r} and a value of "
+        f"{', '.join(map(repr, values))}",
+        param=name,
+    )
+
+
+class ChatRequest(Conversation, _SamplingRequest):
+    """POST /v1/chat/completions."""
+
+    not_served: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **Conversation.not_served,
+        "audio": (),
+        "modalities": (["text"],),
+        "response_format": ({"type": "text"},),
+        "separate_reasoning": (False,),
+        "verbosity": (),
+        "web_search_options": (),
+    }
+
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+
+    @model_validator(mode="after")
+    def _check_logprobs(self) -> ChatRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
+        return self
+
+    def sampling_params(self, defaults: SamplingDefaults) -> SamplingParams:
+        limit = self.max_completion_tokens
+        return self._sampling_params(
+            defaults,
+            max_tokens=self.max_tokens if limit is None else limit,
+            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+        )
+
+
+class TokenizeRequest(Conversation):
+    """POST /tokenize: one of `prompt` and `messages`."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[dict[str, Any]] = Field(default_factory=list)
+    add_special_tokens: bool = True
+
+    @model_validator(mode="after")
+    def _check_one(self) -> TokenizeRequest:
+        if (self.prompt is None) == (not self.messages):
+            raise RequestError("give either prompt or messages", param="prompt")
+        return self
+
+
+class DetokenizeRequest(_RequestModel):
+    """POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[int]
+    skip_special_tokens: bool = True

@@ -1,0 +1,100 @@
+"""Server-sent events, and the end of all work for a client that has gone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable
+from contextlib import aclosing, suppress
+from typing import Any, TypeVar
+
+import msgspec
+from fastapi import Request, Response
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from mimo_engine.errors import MimoError
+from mimo_engine.server.errors import error_body
+
+__all__ = ["EventStream", "json_response", "stream_events", "while_connected"]
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+
+def json_response(content: Any) -> Response:
+    return Response(msgspec.json.encode(content), media_type="application/json")
+
+
+async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
+    """The result of `work`. ClientDisconnect, and `work` is cancelled, once the client has gone.
+
+    The body of the request must have been read: what `receive` says next is that it left.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_until_gone(receive))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def stream_events(request: Request, chunks: AsyncGenerator[msgspec.Struct]) -> Response:
+    """`chunks` as an event stream. It begins with the first of them, so that a request that fails
+    before is answered with an ordinary HTTP status."""
+    first = await while_connected(request.receive, anext(chunks))
+    return EventStream(_events(first, chunks))
+
+
+async def _events(
+    first: msgspec.Struct, chunks: AsyncGenerator[msgspec.Struct]
+) -> AsyncGenerator[bytes]:
+    async with aclosing(chunks):
+        yield _event(first)
+        try:
+            async for chunk in chunks:
+                yield _event(chunk)
+        except Exception as error:
+            if not isinstance(error, MimoError):
+                logger.exception("a stream failed")
+            yield _event(error_body(error))
+    yield b"data: [DONE]\n\n"
+
+
+def _event(content: Any) -> bytes:
+    return b"data: " + msgspec.json.encode(content) + b"\n\n"
+
+
+class EventStream(Response):
+    """Sends events as they come, and closes their generator when the client leaves."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes]) -> None:
+        self.status_code = 200
+        self.background = None
+        self._events = events
+        self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._events):
+            with suppress(ClientDisconnect):
+                await while_connected(receive, self._send(send))
+
+    async def _send(self, send: Send) -> None:
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(start)
+        async for event in self._events:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,122 @@
+"""The real server, in a thread, on a port of its own, over the fake engine in a real process."""
+
+import asyncio
+import socket
+import threading
+from contextlib import contextmanager
+
+import httpx
+import openai
+import uvicorn
+from fake_engine import answer, build_fake_engine, fake_config
+
+from mimo_engine.chat.template import ChatTemplate, family_template
+from mimo_engine.chat.tokenizer import Tokenizer
+from mimo_engine.checkpoint.synthetic_tokenizer import write_synthetic_tokenizer
+from mimo_engine.config.generation import read_sampling_defaults
+from mimo_engine.engine.client import AsyncEngineClient
+from mimo_engine.server.app import create_app
+
+MODEL = "org/fake-model"
+
+
+class FakeServer:
+    """What a test needs to talk to the server and to know what it should say."""
+
+    def __init__(self, directory, *, scheduler=None, restart_policy=None, **options):
+        vocabulary = write_synthetic_tokenizer(directory, chat_template=family_template())
+        self.tokenizer = Tokenizer.from_dir(directory)
+        self.template = ChatTemplate(family_template())
+        self.special_ids = sorted(
+            id_ for name, id_ in vocabulary.ids.items() if self.tokenizer.is_skipped(id_)
+        )
+        self.eos_id = self.tokenizer.id_of("<|im_end|>")
+        config = fake_config(
+            scheduler=scheduler,
+            eos_id=self.eos_id,
+            special_ids=self.special_ids,
+            vocab_size=vocabulary.num_tokens,
+            **options,
+        )
+        self._directory = directory
+        self._config = config
+        self._restart_policy = restart_policy
+        self._started = threading.Event()
+        self._failure = None
+        self._sock = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._sock.getsockname()[1]}"
+        self.engine = None
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()))
+
+    async def _main(self):
+        self.engine = AsyncEngineClient(
+            self._config, build_fake_engine, restart_policy=self._restart_policy
+        )
+        try:
+            await self.engine.start()
+            app = create_app(
+                self.engine,
+                self.tokenizer,
+                self.template,
+                model_name=MODEL,
+                defaults=read_sampling_defaults(self._directory),
+            )
+            config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False)
+            self._server = uvicorn.Server(config)
+            serving = asyncio.create_task(self._server.serve(sockets=[self._sock]))
+            while not self._server.started:
+                await asyncio.sleep(0.005)
+            self._started.set()
+            await serving
+        except BaseException as error:
+            self._failure = error
+            raise
+        finally:
+            self._started.set()
+            await self.engine.close()
+            self._sock.close()
+
+    def __enter__(self):
+        self._thread.start()
+        assert self._started.wait(60)
+        assert self._failure is None
+        return self
+
+    def __exit__(self, *exc_info):
+        self._server.force_exit = self._server.should_exit = True
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+    @contextmanager
+    def openai(self):
+        with openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0) as client:
+            yield client
+
+    def async_openai(self):
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
+
+    def post(self, path, body):
+        return httpx.post(f"{self.url}{path}", json=body, timeout=30)
+
+    def get(self, path):
+        return httpx.get(f"{self.url}{path}", timeout=30)
+
+    def metric(self, name):
+        """Value of a metric, labels as in the text format; None when there is no such line."""
+        for line in self.get("/metrics").text.splitlines():
+            if line.startswith(f"{name} "):
+                return float(line.rpartition(" ")[2])
+        return None
+
+    def chat_prompt(self, messages, **template_kwargs):
+        text = self.template.render(messages, template_kwargs=template_kwargs)
+        return self.tokenizer.encode(text)
+
+    def answer_ids(self, prompt, **kwargs):
+        """What the engine says to a prompt (text or ids), without the end-of-text token."""
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        found = answer(ids, eos_id=self.eos_id, special_ids=self.special_ids, **kwargs)
+        return [token for token in found if token != self.eos_id]
+
+    def answer(self, prompt, **kwargs):
+        return self.tokenizer.decode(self.answer_ids(prompt, **kwargs))
