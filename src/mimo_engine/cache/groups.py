@@ -119,7 +119,10 @@ def plan_cache(
     for cached prefixes. It gets that, but no more than half of the budget; as live requests come
     before cached prefixes, a tight budget costs prefixes first. All else goes to full pages, up to
     what can ever be used: max_num_seqs requests of max_model_len, and as much again for cached
-    prefixes. Raises ConfigError when not even one request of useful length fits.
+    prefixes.
+
+    max_model_len is the longest that requests may be; what the layout can hold of it is its
+    `longest_request`. Raises ConfigError when not even one request of useful length fits.
     """
     full, sliding = kv_groups(
         config, full_kv_heads=full_kv_heads, sliding_kv_heads=sliding_kv_heads
@@ -127,31 +130,33 @@ def plan_cache(
     full_page_bytes = page_size * full.bytes_per_token(bytes_per_element)
     sliding_page_bytes = page_size * sliding.bytes_per_token(bytes_per_element)
     pages_of_longest = num_pages_for(max_model_len, page_size)
+    useful_len = min(max_model_len, MIN_SERVED_TOKENS)
+    min_full = num_pages_for(useful_len, page_size) if full.layer_indices else 0
 
-    num_sliding = 0
+    num_sliding = min_sliding = 0
     window = config.window
     if window is not None:
         window_pages = min(max_window_pages(window, page_size), pages_of_longest)
+        min_sliding = window_pages + 1
         working_set = max_num_seqs * window_pages + max_num_batched_tokens // page_size + 1
-        share_bytes = budget_bytes // 2 if full.layer_indices else budget_bytes
+        share_bytes = budget_bytes - min_full * full_page_bytes
+        if full.layer_indices:
+            share_bytes = min(share_bytes, budget_bytes // 2)
         num_sliding = min(
             working_set + 2 * max_num_seqs * window_pages, share_bytes // sliding_page_bytes
         )
-        num_sliding = max(num_sliding, window_pages + 1)
-    left_bytes = budget_bytes - num_sliding * sliding_page_bytes
+        num_sliding = max(num_sliding, min_sliding)
 
-    num_full = min_full = 0
-    if full.layer_indices:
-        num_full = min(max(left_bytes, 0) // full_page_bytes, 2 * max_num_seqs * pages_of_longest)
-        min_full = num_pages_for(min(max_model_len, MIN_SERVED_TOKENS), page_size)
-    if left_bytes < 0 or num_full < min_full:
-        needed_bytes = num_sliding * sliding_page_bytes + min_full * full_page_bytes
+    needed_bytes = min_sliding * sliding_page_bytes + min_full * full_page_bytes
+    if needed_bytes > budget_bytes:
         raise ConfigError(
-            f"{budget_bytes / GIB:.4g} GiB of KV cache cannot hold one request of "
-            f"{min(max_model_len, MIN_SERVED_TOKENS)} tokens, which takes "
-            f"{needed_bytes / GIB:.4g} GiB: raise --kv-cache-gib, or lower --max-num-seqs or "
-            "--page-size"
+            f"{budget_bytes / GIB:.4g} GiB of KV cache cannot hold one request of {useful_len} "
+            f"tokens, which takes {needed_bytes / GIB:.4g} GiB: raise --kv-cache-gib"
         )
+    num_full = 0
+    if full.layer_indices:
+        left_bytes = budget_bytes - num_sliding * sliding_page_bytes
+        num_full = min(left_bytes // full_page_bytes, 2 * max_num_seqs * pages_of_longest)
     return CacheLayout(
         page_size=page_size,
         num_full_pages=num_full,

@@ -47,8 +47,10 @@ class StepRow:
     samples: bool
     """True when the last of these tokens is the last one known: the next one is sampled."""
     full: PageRun
-    """Pages to enter into the slot's full table before the step."""
+    """Pages to enter into the slot's full table before the step, over what stands there: a page
+    that turned out to be a copy of a cached one is replaced by it."""
     sliding: PageRun
+    """The same for the sliding table. Its entries that the window has passed mean nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,7 @@ workers read and write the pages of the planned requests, so nothing of theirs i
 from __future__ import annotations
 
 from collections import deque
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 
 from mimo_engine.cache.manager import CacheManager
 from mimo_engine.cache.prefix import PageChain, PrefixMatch
@@ -62,8 +62,7 @@ class Scheduler:
         self._requests: dict[str, Request] = {}
         self._running: list[Request] = []
         self._waiting: deque[Request] = deque()
-        self._free_slots = list(range(config.max_num_seqs))
-        heapify(self._free_slots)
+        self._free_slots = list(range(config.max_num_seqs))  # a heap: the lowest goes first
         self._in_flight: StepPlan | None = None
         self._in_flight_requests: list[Request] = []
         self._blocked_head: Request | None = None
@@ -139,6 +138,7 @@ class Scheduler:
             if not self._admit(request, admissions):
                 break
             num_tokens, pages_ran_out = self._fit(request, budget)
+            assert num_tokens
             rows.append(self._row(request, num_tokens))
             budget -= num_tokens
         if not rows:
@@ -278,6 +278,7 @@ class Scheduler:
         """Back to the head of the queue, which keeps the queue in order of arrival."""
         request = self._running.pop()
         assert not request.is_in_flight
+        assert not self._waiting or request.arrival < self._waiting[0].arrival
         self._release(request)
         self._waiting.appendleft(request)
         self._num_preemptions += 1

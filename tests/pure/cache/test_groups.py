@@ -115,10 +115,18 @@ def test_the_smallest_budget_serves_one_request_and_a_byte_less_is_refused():
     smallest = 16 * 2 * (16 * full.elements_per_token + 10 * sliding.elements_per_token)
     layout = plan(config, smallest)
     assert (layout.num_full_pages, layout.num_sliding_pages) == (16, 10)
-    with pytest.raises(ConfigError, match=r"--kv-cache-gib.*--max-num-seqs"):
+    with pytest.raises(ConfigError, match="--kv-cache-gib"):
         plan(config, smallest - 1)
     with pytest.raises(ConfigError, match="256 tokens"):
         plan(config, 1)
+
+
+def test_full_pages_keep_their_minimum_where_they_are_the_wider_ones():
+    config = small_config([0] * 20 + [1])
+    full, sliding = kv_groups(config)
+    smallest = 16 * 2 * (16 * full.elements_per_token + 10 * sliding.elements_per_token)
+    layout = plan(config, smallest)
+    assert (layout.num_full_pages, layout.num_sliding_pages) == (16, 10)
 
 
 def test_a_model_without_sliding_layers_has_full_pages_only():
