@@ -74,7 +74,7 @@ format: $(STAMP)
 	$(BIN)/ruff format $(SOURCES)
 
 bench: $(STAMP)
-	$(BIN)/python -m mimo_engine.bench $(ARGS)
+	$(BIN)/python -m mimo_engine.bench.scheduler $(ARGS)
 
 clean:
 	rm -rf $(VENV) .cache
