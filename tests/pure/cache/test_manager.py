@@ -5,7 +5,7 @@ import pytest
 from mimo_engine.cache.groups import CacheLayout
 from mimo_engine.cache.manager import CacheManager, SequencePages
 from mimo_engine.cache.pages import NO_PAGE, PageRun
-from mimo_engine.cache.prefix import PageChain
+from mimo_engine.cache.prefix import CachedPage, PageChain
 
 
 def make(
@@ -51,6 +51,15 @@ def occupy(manager: CacheManager, num_pages: int) -> SequencePages:
     pages = manager.allocate(chain, manager.find(chain))
     assert manager.extend(pages, 4 * num_pages)
     return pages
+
+
+def lose_sliding_pages(manager: CacheManager, entries: list[CachedPage]) -> None:
+    """As if just these idle pages had been evicted."""
+    for entry in entries:
+        assert entry.sliding_page is not None
+        manager._prefix._forget_idle_sliding(entry)
+        manager._sliding_pool.release(entry.sliding_page)
+        entry.sliding_page = None
 
 
 def test_a_later_request_takes_the_pages_of_a_finished_one():
@@ -138,16 +147,10 @@ def test_without_the_last_window_a_hit_falls_back_to_an_earlier_one():
     pages = compute(manager, list(range(40)), num_prompt_tokens=20)
     manager.free(pages)
     # Take the two sliding pages of the end away; those around the prompt's end remain.
-    for entry in pages.published[8:]:
-        manager._prefix._forget_idle_sliding(entry)
-        manager._sliding_pool.release(entry.sliding_page)
-        entry.sliding_page = None
+    lose_sliding_pages(manager, pages.published[8:])
     manager.check()
     assert hit_len(manager, list(range(50))) == 32
-    for entry in pages.published[5:8]:
-        manager._prefix._forget_idle_sliding(entry)
-        manager._sliding_pool.release(entry.sliding_page)
-        entry.sliding_page = None
+    lose_sliding_pages(manager, pages.published[5:8])
     assert hit_len(manager, list(range(50))) == 20
 
 
