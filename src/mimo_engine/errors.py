@@ -1,7 +1,7 @@
 """Every exception this package raises on purpose.
 
     MimoError
-    ├── ConfigError            a configuration (ours or the checkpoint's config.json) that cannot be served
+    ├── ConfigError            a configuration that cannot be served: ours, or config.json
     ├── CheckpointError        files that are not what config.json and the official layout say
     ├── RequestError           a request that its sender can mend; HTTP 400
     │   └── ContextLengthError     prompt and max_tokens do not fit the context

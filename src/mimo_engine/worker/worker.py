@@ -80,7 +80,7 @@ class Worker:
             progress=plan.tp_rank == 0,
         )
         self.model = TextModel.from_weights(model_config, weights, plan, comm)
-        self._runner: Runner | None = None
+        self.runner: Runner | None = None
 
     @property
     def kv_heads(self) -> dict[AttentionKind, int]:
@@ -111,8 +111,9 @@ class Worker:
         if budget <= 0:
             raise ConfigError(
                 f"no GPU memory is left for the KV cache: {free / GIB:.1f} of "
-                f"{total / GIB:.1f} GiB are free after loading; use more ranks (--tensor-parallel-size), a larger "
-                "--gpu-memory-share or a smaller --max-num-batched-tokens"
+                f"{total / GIB:.1f} GiB are free after loading; use more ranks "
+                "(--tensor-parallel-size), a larger --gpu-memory-share or a smaller "
+                "--max-num-batched-tokens"
             )
         return budget
 
@@ -132,10 +133,10 @@ class Worker:
             window=self._model_config.window,
             device=self.device,
         )
-        self._runner = Runner(
+        self.runner = Runner(
             self.model, inputs, caches, num_live_tokens=self._num_live_tokens, comm=self._comm
         )
 
     def run(self, plan: StepPlan) -> StepResult:
-        assert self._runner is not None, "allocate comes first"
-        return self._runner.run(plan)
+        assert self.runner is not None, "allocate comes first"
+        return self.runner.run(plan)
