@@ -1,6 +1,7 @@
 """The real server, in a thread, on a port of its own, over the fake engine in a real process."""
 
 import asyncio
+import json
 import socket
 import threading
 from contextlib import contextmanager
@@ -96,7 +97,11 @@ class FakeServer:
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
 
     def post(self, path, body):
-        return httpx.post(f"{self.url}{path}", json=body, timeout=30)
+        # Not httpx's own JSON: that refuses what hostile clients send.
+        headers = {"content-type": "application/json"}
+        return httpx.post(
+            f"{self.url}{path}", content=json.dumps(body), headers=headers, timeout=30
+        )
 
     def get(self, path):
         return httpx.get(f"{self.url}{path}", timeout=30)

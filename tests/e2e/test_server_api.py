@@ -348,25 +348,32 @@ IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": 
         ({"reasoning_effort": "lots"}, "reasoning_effort", "choose one of"),
         ({"thinking": {"type": "maybe"}}, "thinking", "'enabled'"),
         ({"chat_template_kwargs": {"chat_template": "x"}}, "chat_template_kwargs", "may not set"),
+        ({"top_k": 2**80}, "top_k", "less than"),
+        ({"seed": 2**80}, "seed", "64 bits"),
+        ({"stop_token_ids": [2**80]}, "stop_token_ids", "outside 0 to"),
+        ({"logit_bias": {"9" * 5000: 1}}, "logit_bias", "token ids"),
+        ({"\ud800": 1}, "?", "unknown field"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, None, "surrogate"),
+        ({"messages": [{"role": "user", "content": {"a": 1}}]}, "messages", "list of parts"),
+        ({"continue_final_message": True}, "continue_final_message", "role assistant"),
         ({"seed": 666}, "seed", "refuses the seed 666"),
         ({"seed": 666, "stream": True}, "seed", "refuses the seed 666"),
     ],
 )
 def test_a_bad_chat_request_is_a_400_that_names_the_field(server, fields, param, message):
-    body = json.dumps({"messages": USER, **fields})
-    headers = {"content-type": "application/json"}
-    response = httpx.post(f"{server.url}/v1/chat/completions", content=body, headers=headers)
+    response = server.post("/v1/chat/completions", {"messages": USER, **fields})
     assert response.status_code == 400
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["type"] == "invalid_request_error"
-    assert param in error["param"]
+    assert (param or "") in (error["param"] or "")
     assert message in error["message"]
 
 
 @pytest.mark.parametrize(
     ("fields", "param", "message"),
     [
+        ({"prompt": "\ud800"}, None, "surrogate"),
         ({"prompt": []}, "prompt", "prompt must be"),
         ({"prompt": [[]]}, "prompt", "prompt must be"),
         ({"prompt": [1, "a"]}, "prompt", "prompt must be"),
@@ -385,7 +392,7 @@ def test_a_bad_completion_request_is_a_400_that_names_the_field(server, fields, 
     response = server.post("/v1/completions", fields)
     assert response.status_code == 400
     error = response.json()["error"]
-    assert param in error["param"]
+    assert (param or "") in (error["param"] or "")
     assert message in error["message"]
 
 
@@ -411,6 +418,7 @@ def test_other_http_errors_have_the_same_shape(server, client):
         (httpx.post(url, content=b"{not json"), 400),
         (httpx.post(url, content=b"prompt=a", headers={"content-type": "text/plain"}), 400),
         (httpx.post(url, json=["a list"]), 400),
+        (httpx.post(url, content=b"[" * 100_000), 400),
     ):
         assert response.status_code == status
         assert set(response.json()["error"]) == {"message", "type", "param", "code"}

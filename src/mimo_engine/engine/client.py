@@ -81,6 +81,9 @@ class OutputStream:
 
     async def __anext__(self) -> TokenOutput:
         while self._unfinished:
+            if not self._queue.empty():
+                # A reader that lags never waits below, and must not keep the loop to itself.
+                await asyncio.sleep(0)
             item = await self._queue.get()
             if isinstance(item, MimoError):
                 raise item

@@ -18,6 +18,7 @@ from mimo_engine.errors import (
     ContextLengthError,
     EngineDeadError,
     EngineUnavailableError,
+    MimoError,
     QueueFullError,
     RequestError,
 )
@@ -62,27 +63,19 @@ def add_error_handlers(app: FastAPI) -> None:
         # Nobody reads it; 499 is what proxies log for a client that left.
         return Response(status_code=499)
 
-    handled = (
-        ContextLengthError,
-        EngineDeadError,
-        EngineUnavailableError,
-        HTTPException,
-        QueueFullError,
-        RequestError,
-        RequestValidationError,
-        Exception,
-    )
-    for kind in handled:
+    for kind in (MimoError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, handle)
     app.add_exception_handler(ClientDisconnect, handle_disconnect)
 
 
 def _body(problem: _Problem) -> dict[str, Any]:
+    # A field's name may come from the request, which may hold half of a surrogate pair.
+    param = problem.param and problem.param.encode(errors="replace").decode()
     return {
         "error": {
-            "message": problem.message,
+            "message": problem.message.encode(errors="replace").decode(),
             "type": problem.type,
-            "param": problem.param,
+            "param": param,
             "code": problem.code,
         }
     }
@@ -105,6 +98,8 @@ def _problem(error: Exception) -> _Problem:
             return _Problem(503, str(error), ours, code="engine_unavailable")
         case EngineDeadError():
             return _Problem(500, str(error), ours, code="engine_dead")
+        case MimoError():
+            return _Problem(500, str(error), ours)
         case HTTPException():
             return _Problem(error.status_code, str(error.detail), bad)
         case _:

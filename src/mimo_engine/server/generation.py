@@ -185,7 +185,11 @@ def _check_prompt(context: ServerContext, prompt: Sequence[int], params: Samplin
     info = context.client.info
     if not prompt:
         raise RequestError("the prompt is empty: give at least one token", param="prompt")
-    for what, ids in (("prompt", prompt), ("logit_bias", params.logit_bias)):
+    for what, ids in (
+        ("prompt", prompt),
+        ("logit_bias", params.logit_bias),
+        ("stop_token_ids", params.stop_token_ids),
+    ):
         if ids and not 0 <= min(ids) <= max(ids) < info.vocab_size:
             raise RequestError(
                 f"{what} has a token id outside 0 to {info.vocab_size - 1}", param=what

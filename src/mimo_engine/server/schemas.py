@@ -74,7 +74,7 @@ class _SamplingRequest(_RequestModel):
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: int | None = Field(default=None, le=2**31 - 1)
     min_p: float | None = None
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
@@ -132,7 +132,7 @@ class _SamplingRequest(_RequestModel):
 
     def _biases(self) -> dict[int, float]:
         for key in self.logit_bias or {}:
-            if not key.isascii() or not key.isdecimal():
+            if not key.isascii() or not key.isdecimal() or len(key) > 9:
                 raise RequestError(
                     f"logit_bias has the key {key!r}: keys are token ids", param="logit_bias"
                 )
