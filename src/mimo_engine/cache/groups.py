@@ -138,21 +138,16 @@ def plan_cache(
     if window is not None:
         window_pages = min(max_window_pages(window, page_size), pages_of_longest)
         min_sliding = window_pages + 1
-        working_set = max_num_seqs * window_pages + max_num_batched_tokens // page_size + 1
+        step_pages = max_num_batched_tokens // page_size + 1
+        wanted = 3 * max_num_seqs * window_pages + step_pages
         share_bytes = budget_bytes - min_full * full_page_bytes
         if full.layer_indices:
             share_bytes = min(share_bytes, budget_bytes // 2)
-        num_sliding = min(
-            working_set + 2 * max_num_seqs * window_pages, share_bytes // sliding_page_bytes
-        )
-        num_sliding = max(num_sliding, min_sliding)
+        num_sliding = max(min_sliding, min(wanted, share_bytes // sliding_page_bytes))
 
-    needed_bytes = min_sliding * sliding_page_bytes + min_full * full_page_bytes
-    if needed_bytes > budget_bytes:
-        raise ConfigError(
-            f"{budget_bytes / GIB:.4g} GiB of KV cache cannot hold one request of {useful_len} "
-            f"tokens, which takes {needed_bytes / GIB:.4g} GiB: raise --kv-cache-gib"
-        )
+    _require(
+        min_sliding * sliding_page_bytes + min_full * full_page_bytes, budget_bytes, useful_len
+    )
     num_full = 0
     if full.layer_indices:
         left_bytes = budget_bytes - num_sliding * sliding_page_bytes
@@ -165,3 +160,12 @@ def plan_cache(
         full_page_bytes=full_page_bytes,
         sliding_page_bytes=sliding_page_bytes,
     )
+
+
+def _require(needed_bytes: int, budget_bytes: int, useful_len: int) -> None:
+    """Refuse a budget that cannot hold one request."""
+    if needed_bytes > budget_bytes:
+        raise ConfigError(
+            f"{budget_bytes / GIB:.4g} GiB of KV cache cannot hold one request of {useful_len} "
+            f"tokens, which takes {needed_bytes / GIB:.4g} GiB: raise --kv-cache-gib"
+        )
