@@ -206,20 +206,20 @@ class AsyncEngineClient:
                 last_words = await self._serve(process)
                 exit_text = await process.stop()
                 reason = last_words or exit_text
+                self._leave_service(reason, "the engine process ended and is being started again")
                 lived_s = time.monotonic() - started
-                quick_deaths = quick_deaths + 1 if lived_s < self._policy.stable_s else 1
                 logger.error("the engine process ended after %.0f s: %s", lived_s, reason)
+                quick_deaths = quick_deaths + 1 if lived_s < self._policy.stable_s else 1
                 if quick_deaths >= self._policy.max_quick_deaths:
                     break
                 await asyncio.sleep(self._policy.delay_s(quick_deaths))
                 self.num_restarts += 1
-                process = EngineProcess(self._build, self._config, self._context)
-                self._process = process
+                self._process = process = EngineProcess(self._build, self._config, self._context)
         except Exception as error:
             logger.exception("the supervisor of the engine failed")
             reason = f"{type(error).__name__}: {error}"
         self._leave_service(
-            f"the engine process ended: {reason}",
+            reason,
             f"the engine process keeps ending and is not started again (last: {reason}); restart "
             "the server when the cause is mended",
         )
@@ -235,10 +235,6 @@ class AsyncEngineClient:
                     self._hand_out(reply)
                 case EngineFailed(message=last_words):
                     pass
-        self._leave_service(
-            f"the engine process ended: {last_words or 'it was killed'}",
-            "the engine process ended and is being started again",
-        )
         return last_words
 
     def _enter_service(self, info: EngineInfo) -> None:
@@ -251,7 +247,7 @@ class AsyncEngineClient:
         streams = dict.fromkeys(self._streams.values())
         self._streams = {}
         for stream in streams:
-            stream.put(EngineDeadError(reason))
+            stream.put(EngineDeadError(f"the engine process ended: {reason}"))
 
     def _hand_out(self, step: StepOutputs) -> None:
         self.stats = step.stats
