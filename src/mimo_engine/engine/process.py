@@ -13,6 +13,7 @@ import atexit
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -73,13 +74,12 @@ class EngineProcess:
         self, build: CoreBuilder, config: EngineConfig, context: zmq.asyncio.Context
     ) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="mimo-engine-")
-        address = f"ipc://{self._directory.name}/engine"
         self._socket = context.socket(zmq.PAIR)
         # No limits: neither end may ever wait for the other to read.
         self._socket.set_hwm(0)
-        self._socket.bind(address)
+        self._socket.bind(_address(self._directory.name))
         self._process = multiprocessing.get_context("spawn").Process(
-            target=_run_engine, args=(build, config, address), name="mimo-engine"
+            target=_run_engine, args=(build, config, self._directory.name), name="mimo-engine"
         )
         self._process.start()
         # Not a daemon, which could have no processes of its own for further ranks; so an
@@ -127,17 +127,21 @@ def _describe_exit(exit_code: int | None) -> str:
     return f"exit code {exit_code}"
 
 
-def _run_engine(build: CoreBuilder, config: EngineConfig, address: str) -> None:
+def _address(directory: str) -> str:
+    return f"ipc://{directory}/engine"
+
+
+def _run_engine(build: CoreBuilder, config: EngineConfig, directory: str) -> None:
     """The child, from its first line to its last. Exits with 1 on any failure."""
     setup_logging()
     # Ctrl-C reaches the whole process group; the parent decides when the engine ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _exit_on_signal)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(directory,), daemon=True).start()
     with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
         socket.set_hwm(0)
         socket.linger = 1000
-        socket.connect(address)
+        socket.connect(_address(directory))
         try:
             core = build(config)
             try:
@@ -156,11 +160,13 @@ def _exit_on_signal(_number: int, _frame: FrameType | None) -> NoReturn:
     sys.exit(0)
 
 
-def _end_with_parent() -> None:
-    """A step or a load may take minutes, so it is not the loop that watches."""
+def _end_with_parent(directory: str) -> None:
+    """A step or a load may take minutes, so it is not the loop that watches. Cleans up for the
+    parent, which could not."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
+    shutil.rmtree(directory, ignore_errors=True)
     os._exit(1)
 
 
