@@ -8,7 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mimo_engine.config.engine import EngineConfig
+    from mimo_engine.config.engine import (
+        CacheConfig,
+        EngineConfig,
+        ModelSettings,
+        ParallelConfig,
+        SchedulerConfig,
+    )
     from mimo_engine.config.sampling import SamplingParams
     from mimo_engine.errors import (
         CheckpointError,
@@ -20,12 +26,13 @@ if TYPE_CHECKING:
         QueueFullError,
         RequestError,
     )
-    from mimo_engine.llm import LLM
+    from mimo_engine.llm import LLM, Output
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "CacheConfig",
     "CheckpointError",
     "ConfigError",
     "ContextLengthError",
@@ -33,23 +40,33 @@ __all__ = [
     "EngineDeadError",
     "EngineUnavailableError",
     "MimoError",
+    "ModelSettings",
+    "Output",
+    "ParallelConfig",
     "QueueFullError",
     "RequestError",
     "SamplingParams",
+    "SchedulerConfig",
     "__version__",
 ]
 
-_HOME_OF = {
+_HOMES = {
     "LLM": "mimo_engine.llm",
-    "EngineConfig": "mimo_engine.config.engine",
+    "Output": "mimo_engine.llm",
     "SamplingParams": "mimo_engine.config.sampling",
+    "CacheConfig": "mimo_engine.config.engine",
+    "EngineConfig": "mimo_engine.config.engine",
+    "ModelSettings": "mimo_engine.config.engine",
+    "ParallelConfig": "mimo_engine.config.engine",
+    "SchedulerConfig": "mimo_engine.config.engine",
 }
+"""Where a name that is not an exception lives."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'mimo_engine' has no attribute {name!r}")
-    return getattr(import_module(_HOME_OF.get(name, "mimo_engine.errors")), name)
+    return getattr(import_module(_HOMES.get(name, "mimo_engine.errors")), name)
 
 
 def __dir__() -> list[str]:
