@@ -55,12 +55,12 @@ class RecordingExecutor(LocalExecutor):
     logits: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def run(self, plan: StepPlan) -> StepResult:
-        runner = self.inner.worker._runner
+        runner = self.inner.worker.runner
         assert runner is not None
         with torch.inference_mode():
-            runner._inputs.apply(plan)
-            hidden = runner._model(runner._inputs.batch(plan, runner._caches))
-            rows = runner._model.logits(hidden)
+            runner.inputs.apply(plan)
+            hidden = runner.model(runner.inputs.batch(plan, runner.caches))
+            rows = runner.model.logits(hidden)
         positions = [p for row in plan.rows for p in range(row.start, row.start + row.num_tokens)]
         self.logits.update(zip(positions, rows, strict=True))
         return self.inner.run(plan)
@@ -68,11 +68,11 @@ class RecordingExecutor(LocalExecutor):
 
 def logits_of(llm: LLM, prompt: list[int], max_tokens: int = 16) -> tuple[torch.Tensor, list[int]]:
     """[positions, V] of a request that runs alone, and its tokens."""
-    executor = RecordingExecutor(llm.core._executor)
-    llm.core._executor = executor
+    executor = RecordingExecutor(llm.core.executor)
+    llm.core.executor = executor
     params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
     [output] = llm.generate(prompt, params)
-    llm.core._executor = executor.inner
+    llm.core.executor = executor.inner
     tokens = [*prompt, *output.token_ids[:-1]]
     return torch.stack([executor.logits[p] for p in range(len(tokens))]), tokens
 

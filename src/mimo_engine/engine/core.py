@@ -33,7 +33,7 @@ class EngineCore:
     """Not thread-safe: one caller adds, aborts and steps."""
 
     def __init__(self, executor: Executor, scheduler: Scheduler, info: EngineInfo) -> None:
-        self._executor = executor
+        self.executor = executor
         self._scheduler = scheduler
         self._info = info
 
@@ -55,7 +55,7 @@ class EngineCore:
         plan = self._scheduler.plan()
         if plan is None:
             return []
-        return self._scheduler.apply(plan, self._executor.run(plan))
+        return self._scheduler.apply(plan, self.executor.run(plan))
 
     def stats(self) -> EngineStats:
         return self._scheduler.stats()
@@ -64,7 +64,7 @@ class EngineCore:
         return self._info
 
     def close(self) -> None:
-        self._executor.close()
+        self.executor.close()
 
 
 def build_engine(config: EngineConfig) -> EngineCore:

@@ -46,22 +46,22 @@ class Runner:
         num_live_tokens: int,
         comm: Comm,
     ) -> None:
-        self._model = model
-        self._inputs = inputs
-        self._caches = caches
+        self.model = model
+        self.inputs = inputs
+        self.caches = caches
         self._num_live_tokens = num_live_tokens
         self._comm = comm
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
         """Compute the plan's rows; K and V of every row are cached when this returns."""
-        self._inputs.apply(plan)
-        hidden = self._model(self._inputs.batch(plan, self._caches))
+        self.inputs.apply(plan)
+        hidden = self.model(self.inputs.batch(plan, self.caches))
         wanted = self._wanted_logits(plan.rows)
         if not wanted.rows:
             return StepResult(rows=tuple(RowResult() for _ in plan.rows))
         rows = torch.tensor(wanted.rows, device=hidden.device)
-        logits = self._model.logits(hidden[rows])
+        logits = self.model.logits(hidden[rows])
         choices = iter(self._sample(plan.rows, wanted, logits))
         results = []
         for step_row, prompt, last in zip(plan.rows, wanted.prompt, wanted.last, strict=True):
@@ -74,7 +74,7 @@ class Runner:
         wanted = _LogitRows([], [], [])
         first = 0
         for row in step_rows:
-            state = self._inputs.state(row.slot)
+            state = self.inputs.state(row.slot)
             begin = len(wanted.rows)
             if state.params.prompt_logprobs is not None:
                 # Row p scores the prompt token at p + 1; the prompt's last row scores none.
@@ -94,7 +94,7 @@ class Runner:
         indices = [last for last in wanted.last if last >= 0]
         if not indices:
             return []
-        states = [self._inputs.state(row.slot) for row in step_rows if row.samples]
+        states = [self.inputs.state(row.slot) for row in step_rows if row.samples]
         rows = [
             SamplingRow(
                 params=state.params,
@@ -119,7 +119,7 @@ class Runner:
     ) -> list[LogprobRow]:
         if not indices:
             return []
-        state = self._inputs.state(row.slot)
+        state = self.inputs.state(row.slot)
         targets = state.token_ids[row.start + 1 : row.start + 1 + len(indices)]
         k = state.params.prompt_logprobs or 0
         scored = logits[indices.start : indices.stop]
