@@ -6,10 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mimo_engine.config.model import ModelConfig
 from mimo_engine.errors import ConfigError
 from mimo_engine.utils.hub import resolve_model
 
-__all__ = ["read_config_json"]
+__all__ = ["num_mtp_layers", "read_config_json"]
+
+USUAL_MTP_LAYERS = 3
+"""Every release has three, though few of their configs say so (mtp.md 5.1)."""
 
 
 def read_config_json(model: str) -> dict[str, Any]:
@@ -26,3 +30,12 @@ def read_config_json(model: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must hold a JSON object")
     return raw
+
+
+def num_mtp_layers(asked: int | None, config: ModelConfig) -> int:
+    """Draft layers: as asked for, else as config.json says, else as every release has."""
+    counts = (asked, config.num_mtp_layers, USUAL_MTP_LAYERS)
+    count = next(count for count in counts if count is not None)
+    if count < 0:
+        raise ConfigError(f"--num-mtp-layers must be 0 or more, not {count}")
+    return count

@@ -9,7 +9,7 @@ from tyro.conf import Positional
 
 from mimo_engine.cache.groups import CacheLayout
 from mimo_engine.cli.capacity import KVCost, WeightGroup, kv_cost, layout_for, weight_groups
-from mimo_engine.cli.model_argument import read_config_json
+from mimo_engine.cli.model_argument import num_mtp_layers, read_config_json
 from mimo_engine.config.engine import CacheConfig, ModelSettings, SchedulerConfig
 from mimo_engine.config.model import ModelConfig, parse_model_config
 from mimo_engine.distributed.plan import ParallelPlan
@@ -25,9 +25,6 @@ RESERVED_BYTES = 4 * GIB
 
 CPU_CACHE_BYTES = GIB
 """What the engine gives the cache on a CPU when nobody says otherwise."""
-
-USUAL_MTP_LAYERS = 3
-"""Every release has three, though few of their configs say so (mtp.md 5.1)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,17 +94,12 @@ def run(command: Command) -> int:
         ignore_keys=command.settings.ignore_config_key,
     )
     plan = ParallelPlan(tp_size=command.tp_size)
-    num_mtp_layers = next(
-        count
-        for count in (command.num_mtp_layers, config.num_mtp_layers, USUAL_MTP_LAYERS)
-        if count is not None
-    )
     weights = weight_groups(
         config,
         plan,
         dtype_bytes=command.dtype_bytes,
         decoded=command.device == "cpu",
-        num_mtp_layers=num_mtp_layers,
+        num_mtp_layers=num_mtp_layers(command.num_mtp_layers, config),
     )
     cost = kv_cost(config, plan, dtype_bytes=command.dtype_bytes, page_size=command.cache.page_size)
     _print_model(config, command)

@@ -25,18 +25,19 @@ from mimo_engine.checkpoint.export import ExportFormat, export_checkpoint, expor
 from mimo_engine.checkpoint.names import Placement, placements
 from mimo_engine.checkpoint.params import parameter_specs
 from mimo_engine.checkpoint.synthetic_tokenizer import write_synthetic_tokenizer
-from mimo_engine.cli.model_argument import read_config_json
+from mimo_engine.cli.model_argument import num_mtp_layers, read_config_json
 from mimo_engine.config.model import (
+    MlpKind,
     ModelConfig,
     get_mimo_v2_fused_qkv_expected_tp_size,
     parse_model_config,
 )
 from mimo_engine.errors import ConfigError
+from mimo_engine.kernels.quant import MXFP4_GROUP
 
 __all__ = ["SMALL_MODEL", "Command", "random_part", "run"]
 
 TOKENIZER_SIZE = 512
-USUAL_MTP_LAYERS = 3
 
 SMALL_MODEL: dict[str, Any] = {
     "architectures": ["MiMoV2ForCausalLM"],
@@ -111,11 +112,13 @@ class Command:
     num_mtp_layers: int | None = None
     """Draft layers. Default: as --like says, else 3."""
     hidden_size: int | None = None
+    """Width of the residual stream."""
     intermediate_size: int | None = None
     """Width of the dense MLPs."""
     moe_intermediate_size: int | None = None
     """Width of an expert."""
     num_experts: int | None = None
+    """Experts in a MoE layer."""
     vocab_size: int | None = None
     """Rows of embedding and head; those without a token are dead, as in the real ones."""
 
@@ -124,9 +127,10 @@ def run(command: Command) -> int:
     out = Path(command.out).expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} already exists: choose a new directory, or remove it first")
-    raw, num_mtp_layers = _config_json(command)
+    raw = _config_json(command)
     config = parse_model_config(raw)
     stored = _export_format(command, raw)
+    _check_widths(config, stored)
     out.parent.mkdir(parents=True, exist_ok=True)
     # An interrupted run leaves nothing that looks like a checkpoint.
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
@@ -139,7 +143,7 @@ def run(command: Command) -> int:
         )
         raw["eos_token_id"] = vocab.ids["<|im_end|>"]
         raw["pad_token_id"] = vocab.ids["<|endoftext|>"]
-        _write_weights(model_dir, config, stored, command.seed, num_mtp_layers)
+        _write_weights(model_dir, config, stored, command.seed)
         text = json.dumps(export_config(raw, stored), indent=2) + "\n"
         (model_dir / "config.json").write_text(text, encoding="utf-8")
         model_dir.rename(out)
@@ -170,8 +174,8 @@ def random_part(place: Placement, seed: int) -> torch.Tensor:
     return noise.mul_(gain / math.sqrt(noise.shape[-1]))
 
 
-def _config_json(command: Command) -> tuple[dict[str, Any], int]:
-    """config.json but for how weights are stored, and the number of draft layers."""
+def _config_json(command: Command) -> dict[str, Any]:
+    """config.json, but for how weights are stored."""
     raw = dict(SMALL_MODEL if command.like is None else read_config_json(command.like))
     like = parse_model_config(raw)
     if like.is_native:
@@ -199,13 +203,8 @@ def _config_json(command: Command) -> tuple[dict[str, Any], int]:
     for key in ("hybrid_layer_pattern", "moe_layer_freq"):
         if isinstance(raw.get(key), list):
             raw[key] = raw[key][:num_layers]
-    num_mtp_layers = next(
-        count
-        for count in (command.num_mtp_layers, like.num_mtp_layers, USUAL_MTP_LAYERS)
-        if count is not None
-    )
-    raw["num_nextn_predict_layers"] = num_mtp_layers
-    return raw, num_mtp_layers
+    raw["num_nextn_predict_layers"] = num_mtp_layers(command.num_mtp_layers, like)
+    return raw
 
 
 def _export_format(command: Command, raw: dict[str, Any]) -> ExportFormat:
@@ -232,10 +231,18 @@ def _export_format(command: Command, raw: dict[str, Any]) -> ExportFormat:
             )
 
 
-def _write_weights(
-    model_dir: Path, config: ModelConfig, stored: ExportFormat, seed: int, num_mtp_layers: int
-) -> None:
-    specs = parameter_specs(config, num_mtp_layers=num_mtp_layers)
+def _check_widths(config: ModelConfig, stored: ExportFormat) -> None:
+    if stored.experts != "mxfp4":
+        return
+    for layer in config.layers:
+        for width in (config.hidden_size, layer.intermediate_size):
+            if layer.mlp is MlpKind.MOE and width % MXFP4_GROUP:
+                raise ConfigError(f"mxfp4-experts needs widths in groups of 32, not {width}")
+
+
+def _write_weights(model_dir: Path, config: ModelConfig, stored: ExportFormat, seed: int) -> None:
+    num_drafts = config.num_mtp_layers or 0
+    specs = parameter_specs(config, num_mtp_layers=num_drafts)
     sizes = (math.prod(place.part.full_shape) for _, place in placements(specs))
     with tqdm(total=sum(sizes), unit=" weights", unit_scale=True, desc="writing") as bar:
 
@@ -244,4 +251,4 @@ def _write_weights(
             bar.update(part.numel())
             return part
 
-        export_checkpoint(model_dir, config, read, stored, num_mtp_layers=num_mtp_layers)
+        export_checkpoint(model_dir, config, read, stored, num_mtp_layers=num_drafts)

@@ -120,6 +120,8 @@ def test_like_follows_a_config_with_towers_at_other_widths(tmp_path: Path) -> No
         (["--vocab-size", "100"], "too small"),
         (["--like", "nowhere"], "neither a directory nor"),
         (["--num-experts", "1"], "num_experts_per_tok"),
+        (["--num-mtp-layers", "-1"], "--num-mtp-layers must be 0 or more"),
+        (["--hidden-size", "100", "--format", "mxfp4-experts"], "groups of 32, not 100"),
     ],
 )
 def test_what_cannot_be_made_is_refused_and_leaves_nothing(
