@@ -50,12 +50,13 @@ class Output:
     """A final stop token included."""
     text: str
     finish_reason: str
-    """stop or length."""
+    """stop or length; error when the model's numbers broke for this request (see `error`)."""
     stop_reason: str | int | None
     """The stop string or stop token id that ended it."""
     logprobs: list[TokenLogprobs] | None
     prompt_logprobs: list[TokenLogprobs | None] | None
     num_cached_tokens: int
+    error: str | None = None
 
 
 @dataclass(slots=True)
@@ -223,4 +224,5 @@ def _finished(item: _Running) -> Output:
         logprobs=text.logprobs,
         prompt_logprobs=text.prompt_logprobs,
         num_cached_tokens=text.num_cached_tokens,
+        error=text.error,
     )

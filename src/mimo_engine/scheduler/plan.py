@@ -74,6 +74,8 @@ class RowResult:
     """Sampled tokens: one when the row samples, none otherwise."""
     logprobs: tuple[TokenLogprobs, ...] = ()
     """One entry a sampled token, when params.logprobs asks."""
+    error: str | None = None
+    """Why this row has no tokens although it should: its request ends, the others go on."""
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     """Entry j: the prompt token at position start + j + 1, given those before it; for the rows
     whose next token is a prompt token, when params.prompt_logprobs asks."""

@@ -296,6 +296,14 @@ class Scheduler:
         """Append what was sampled, advance the pages, apply the stop rules."""
         pages = request.pages
         assert pages is not None
+        if done.error is not None:
+            # Its pages were not advanced, so what was computed is never published.
+            return TokenOutput(
+                request_id=request.request_id,
+                token_ids=[],
+                finish_reason="error",
+                error=done.error,
+            )
         end = row.start + row.num_tokens
         if request.needs_every_prompt_row:
             last_prompt_row = min(end, request.num_prompt_tokens - 1)

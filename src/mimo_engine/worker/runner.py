@@ -22,6 +22,11 @@ from mimo_engine.worker.inputs import StepInputs
 
 __all__ = ["Runner"]
 
+_BROKEN_LOGITS = (
+    "the model computed NaN or infinite logits for this request: run `mimo-engine check --deep` on "
+    "the checkpoint, and try --dtype float32"
+)
+
 
 @dataclass(slots=True)
 class _LogitRows:
@@ -61,14 +66,26 @@ class Runner:
         if not wanted.rows:
             return StepResult(rows=tuple(RowResult() for _ in plan.rows))
         rows = torch.tensor(wanted.rows, device=hidden.device)
-        logits = self.model.logits(hidden[rows])
-        choices = iter(self._sample(plan.rows, wanted, logits))
+        logits = self.model.logits(hidden[rows])[:, : self._num_live_tokens]
+        is_broken = self._broken_rows(wanted, logits)
+        choices = self._sample(plan.rows, wanted, is_broken, logits)
         results = []
-        for step_row, prompt, last in zip(plan.rows, wanted.prompt, wanted.last, strict=True):
-            scores = self._prompt_logprobs(step_row, prompt, logits)
-            choice = next(choices) if last >= 0 else None
-            results.append(_row_result(choice, scores))
+        for row, prompt, broken in zip(plan.rows, wanted.prompt, is_broken, strict=True):
+            if broken:
+                results.append(RowResult(error=_BROKEN_LOGITS))
+            else:
+                scores = self._prompt_logprobs(row, prompt, logits)
+                results.append(_row_result(choices.get(row.slot), scores))
         return StepResult(rows=tuple(results))
+
+    def _broken_rows(self, wanted: _LogitRows, logits: torch.Tensor) -> list[bool]:
+        """Per StepRow, whether any logit it needs is NaN or infinite."""
+        # NaN is larger than anything to torch: a row's maximum shows it.
+        finite = torch.isfinite(logits.amax(dim=-1)).tolist()
+        return [
+            not all(finite[i] for i in (*prompt, *([last] if last >= 0 else [])))
+            for prompt, last in zip(wanted.prompt, wanted.last, strict=True)
+        ]
 
     def _wanted_logits(self, step_rows: Sequence[StepRow]) -> _LogitRows:
         wanted = _LogitRows([], [], [])
@@ -88,13 +105,22 @@ class Runner:
         return wanted
 
     def _sample(
-        self, step_rows: Sequence[StepRow], wanted: _LogitRows, logits: torch.Tensor
-    ) -> list[TokenChoice]:
-        """One choice for each row that samples; the slots remember the tokens."""
-        indices = [last for last in wanted.last if last >= 0]
-        if not indices:
-            return []
-        states = [self.inputs.state(row.slot) for row in step_rows if row.samples]
+        self,
+        step_rows: Sequence[StepRow],
+        wanted: _LogitRows,
+        is_broken: Sequence[bool],
+        logits: torch.Tensor,
+    ) -> dict[int, TokenChoice]:
+        """By slot, one choice for each sound row that samples; the slots remember the tokens."""
+        sampling = {
+            row.slot: last
+            for row, last, broken in zip(step_rows, wanted.last, is_broken, strict=True)
+            if row.samples and not broken
+        }
+        if not sampling:
+            return {}
+        indices = list(sampling.values())
+        states = [self.inputs.state(slot) for slot in sampling]
         rows = [
             SamplingRow(
                 params=state.params,
@@ -112,7 +138,7 @@ class Runner:
         ids = torch.tensor([choice.token_id for choice in choices], device=logits.device)
         for state, token_id in zip(states, self._comm.broadcast(ids).tolist(), strict=True):
             state.token_ids.append(token_id)
-        return choices
+        return dict(zip(sampling, choices, strict=True))
 
     def _prompt_logprobs(
         self, row: StepRow, indices: range, logits: torch.Tensor
