@@ -53,6 +53,6 @@ def test_prompt_logprobs_do_not_depend_on_how_the_prompt_is_chunked(llm):
     continued = SamplingParams(temperature=0.0, max_tokens=1, logprobs=3)
     for cut in (1, 17, 59):
         [output] = llm.generate([prompt[:cut]], continued)
-        own = {token: logprob for token, logprob in output.logprobs[0].top}
-        scored = {token: logprob for token, logprob in whole.prompt_logprobs[cut].top}
+        own = dict(output.logprobs[0].top)
+        scored = dict(whole.prompt_logprobs[cut].top)
         assert own == pytest.approx(scored, abs=1e-4)
