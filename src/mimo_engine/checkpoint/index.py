@@ -115,7 +115,7 @@ def open_checkpoint(model_dir: Path) -> CheckpointIndex:
     tensors: dict[str, TensorInfo] = {}
     for file in files:
         infos, header_metadata = _read_header(model_dir / file)
-        for info in sorted(infos, key=lambda info: info.start):
+        for info in infos:
             other = tensors.get(info.name)
             if other is not None:
                 raise CheckpointError(
@@ -169,7 +169,10 @@ def _nothing_to_load(model_dir: Path) -> str:
 
 
 def _read_header(path: Path) -> tuple[list[TensorInfo], dict[str, str]]:
-    """Parse one header: 8 bytes of length, then JSON {name: {dtype, shape, data_offsets}}."""
+    """Parse one header: 8 bytes of length, then JSON {name: {dtype, shape, data_offsets}}.
+
+    The tensors come in the order of their data, which fills the file without gap or overlap.
+    """
     try:
         file_bytes = path.stat().st_size
         with path.open("rb") as file:
@@ -190,7 +193,15 @@ def _read_header(path: Path) -> tuple[list[TensorInfo], dict[str, str]]:
         ) from error
     metadata = header.pop("__metadata__", {})
     infos = [_tensor_info(path.name, name, entry, data_start) for name, entry in header.items()]
-    end = max((info.start + info.nbytes for info in infos), default=data_start)
+    infos.sort(key=lambda info: (info.start, info.nbytes))
+    end = data_start
+    for info in infos:
+        if info.start != end:
+            raise CheckpointError(
+                f"tensor {info.name} of {path.name} begins at byte {info.start}, where the one "
+                f"before ends at {end}: the file is damaged; download it again"
+            )
+        end += info.nbytes
     if end != file_bytes:
         raise CheckpointError(_truncated(path, file_bytes, end))
     return infos, metadata

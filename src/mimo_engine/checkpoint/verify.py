@@ -7,7 +7,6 @@ right shape, type and scale grid, and each tensor is used once or named in IGNOR
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +15,6 @@ from mimo_engine.checkpoint.formats import StoredFormat
 from mimo_engine.checkpoint.index import CheckpointIndex, TensorInfo
 from mimo_engine.checkpoint.names import (
     FP8_SCALE_SUFFIX,
-    MTP_PREFIX,
     MXFP4_SCALE_SUFFIX,
     Placement,
     ignored_reason,
@@ -24,7 +22,7 @@ from mimo_engine.checkpoint.names import (
     placements,
     tensor_name,
 )
-from mimo_engine.checkpoint.params import ParamSpec, Storage, layer_of, parameter_specs
+from mimo_engine.checkpoint.params import ParamSpec, layer_of, parameter_specs
 from mimo_engine.checkpoint.qkv_layout import (
     LayerEvidence,
     QkvLayout,
@@ -35,7 +33,14 @@ from mimo_engine.checkpoint.qkv_layout import (
     num_quantiser_ranks,
     split_grid,
 )
-from mimo_engine.config.model import LayerSpec, ModelConfig, QuantizationConfig
+from mimo_engine.checkpoint.remedies import (
+    AGAIN,
+    format_problem,
+    missing_remedy,
+    shape_remedy,
+    unknown_remedy,
+)
+from mimo_engine.config.model import ModelConfig
 from mimo_engine.distributed.plan import ParallelPlan
 from mimo_engine.errors import CheckpointError
 from mimo_engine.kernels.quant import FP8_BLOCK, MXFP4_GROUP, RowGrid
@@ -43,7 +48,6 @@ from mimo_engine.kernels.quant import FP8_BLOCK, MXFP4_GROUP, RowGrid
 __all__ = ["LoadPlan", "Source", "count_mtp_layers", "verify_headers"]
 
 _QKV = ".self_attn.qkv_proj.weight"
-_AGAIN = "download the checkpoint again"
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 _DTYPE_FORMATS = {
     torch.float8_e4m3fn: StoredFormat.FP8,
@@ -97,7 +101,7 @@ def count_mtp_layers(index: CheckpointIndex) -> int:
     if numbers != set(range(len(numbers))):
         raise CheckpointError(
             f"the MTP layers are numbered {sorted(n for n in numbers if n is not None)}, which is "
-            f"not 0 ... n-1: a file is missing; {_AGAIN}"
+            f"not 0 ... n-1: a file is missing; {AGAIN}"
         )
     return len(numbers)
 
@@ -167,7 +171,10 @@ class _Verifier:
             # A wrong shape or type is reported where the tensor itself is checked.
             if layer.is_sliding or info is None or scales is None:
                 continue
-            if info.dtype is torch.float8_e4m3fn and info.shape[0] == fused_rows(layer):
+            shape = (fused_rows(layer), config.hidden_size)
+            if info.dtype is not torch.float8_e4m3fn or info.shape != shape:
+                continue
+            if len(scales.shape) == 2:
                 evidence.append(
                     LayerEvidence(
                         tensor=name,
@@ -205,45 +212,86 @@ class _Verifier:
         self._used.add(name)
         info = self._index.tensors.get(name)
         if info is None:
-            self._problems.append(f"tensor {name} is missing: {self._missing_remedy(placement)}")
+            self._problems.append(
+                f"tensor {name} is missing: {missing_remedy(placement, self._config)}"
+            )
             return None
         stored = self._format(info, spec)
-        if stored is None:
-            return None
-        shape = placement.part.full_shape
-        if stored is StoredFormat.MXFP4:
-            shape = (*shape[:-1], shape[-1] // 2)
-        if info.shape != shape:
-            self._problems.append(
-                f"tensor {name} is {list(info.shape)}, not {list(shape)}: "
-                f"{self._shape_remedy(info, placement)}"
-            )
-            return None
-        if stored is StoredFormat.PLAIN:
+        if stored is StoredFormat.PLAIN and self._has_shape(info, placement, unit=1):
             return Source(tensor=info, scales=None, format=stored, grid=None, placement=placement)
-        scales = self._scales(info, stored)
-        if scales is None:
+        if stored is StoredFormat.FP8 and self._has_shape(info, placement, unit=1):
+            return self._fp8_source(info, placement, layout)
+        if stored is StoredFormat.MXFP4 and self._has_shape(info, placement, unit=2):
+            return self._mxfp4_source(info, placement)
+        # The weight's problem is named; its scales are no second one.
+        self._used |= {name + FP8_SCALE_SUFFIX, name + MXFP4_SCALE_SUFFIX}
+        return None
+
+    def _fp8_source(
+        self, info: TensorInfo, placement: Placement, layout: QkvLayout | None
+    ) -> Source | None:
+        scales = self._scales(info, StoredFormat.FP8)
+        if scales is None or not self._cuts_between(FP8_BLOCK, info, placement):
             return None
-        grid = self._grid(info, scales, placement, layout) if stored is StoredFormat.FP8 else None
+        grid = self._grid(info, scales, placement, layout)
+        if grid is None:
+            return None
+        expected = (grid.num_scale_rows, -(-info.shape[1] // FP8_BLOCK))
+        if not self._has_scale_shape(scales, expected):
+            return None
+        return Source(
+            tensor=info, scales=scales, format=StoredFormat.FP8, grid=grid, placement=placement
+        )
+
+    def _mxfp4_source(self, info: TensorInfo, placement: Placement) -> Source | None:
+        scales = self._scales(info, StoredFormat.MXFP4)
+        if scales is None or not self._cuts_between(MXFP4_GROUP, info, placement):
+            return None
         num_rows, num_columns = placement.part.full_shape
-        if stored is StoredFormat.MXFP4:
-            expected = (num_rows, num_columns // MXFP4_GROUP)
-        elif grid is not None:
-            expected = (grid.num_scale_rows, -(-num_columns // FP8_BLOCK))
-        else:
+        if not self._has_scale_shape(scales, (num_rows, num_columns // MXFP4_GROUP)):
             return None
-        if scales.shape != expected:
-            self._problems.append(
-                f"tensor {scales.name} is {list(scales.shape)}, not {list(expected)}: the scale "
-                "grid is not the official one; restore the official scales"
-            )
-            return None
-        return Source(tensor=info, scales=scales, format=stored, grid=grid, placement=placement)
+        return Source(
+            tensor=info, scales=scales, format=StoredFormat.MXFP4, grid=None, placement=placement
+        )
+
+    def _has_shape(self, info: TensorInfo, placement: Placement, *, unit: int) -> bool:
+        """Whether the weight has its shape, `unit` columns in each stored one."""
+        *rows, columns = placement.part.full_shape
+        expected = (*rows, columns // unit)
+        if info.shape == expected:
+            return True
+        self._problems.append(
+            f"tensor {info.name} is {list(info.shape)}, not {list(expected)}: "
+            f"{shape_remedy(info, placement, self._config)}"
+        )
+        return False
+
+    def _has_scale_shape(self, scales: TensorInfo, expected: tuple[int, int]) -> bool:
+        if scales.shape == expected:
+            return True
+        self._problems.append(
+            f"tensor {scales.name} is {list(scales.shape)}, not {list(expected)}: the scale grid "
+            "is not the official one; restore the official scales"
+        )
+        return False
+
+    def _cuts_between(self, unit: int, info: TensorInfo, placement: Placement) -> bool:
+        """Whether ranks are cut between groups of `unit` columns under one scale."""
+        cut = placement.part.cut
+        if cut is None or cut.dim == 0:
+            return True
+        if all(run.src % unit == run.dst % unit == 0 for run in cut.runs):
+            return True
+        self._problems.append(
+            f"tensor {info.name} has one scale for {unit} columns, and its heads are not as wide: "
+            "store it unquantised"
+        )
+        return False
 
     def _format(self, info: TensorInfo, spec: ParamSpec) -> StoredFormat | None:
         """The stored format, if this parameter may have it."""
         stored = _DTYPE_FORMATS.get(info.dtype)
-        problem = _format_problem(info, stored, spec, self._config.quantization)
+        problem = format_problem(info, stored, spec, self._config.quantization)
         if problem is not None:
             self._problems.append(f"tensor {info.name} is {info.dtype}, {problem}")
             return None
@@ -263,7 +311,13 @@ class _Verifier:
             if misnamed in self._index.tensors:
                 self._used.add(misnamed)
                 problem += f" ({misnamed} has the name of the other format)"
-            self._problems.append(f"{problem}: {_AGAIN}")
+            self._problems.append(f"{problem}: {AGAIN}")
+            return None
+        if len(scales.shape) != 2:
+            self._problems.append(
+                f"tensor {name} is {list(scales.shape)}, not one scale a block: only the official "
+                "block formats are read; restore the official tensors"
+            )
             return None
         if scales.dtype is not dtype:
             meant = "exponents of MXFP4" if scales.dtype is torch.uint8 else "not exponents"
@@ -281,6 +335,7 @@ class _Verifier:
         placement: Placement,
         layout: QkvLayout | None,
     ) -> RowGrid | None:
+        """The row grid of an FP8 weight; None when that is a problem."""
         num_rows = info.shape[0]
         if not placement.parameter.endswith(_QKV):
             return RowGrid(num_rows, num_rows)
@@ -311,7 +366,7 @@ class _Verifier:
             if source.format is not first:
                 self._problems.append(
                     f"tensor {name} is {source.format}, but others of {parameter} are {first}: one "
-                    f"file belongs to another checkpoint; {_AGAIN}"
+                    f"file belongs to another checkpoint; {AGAIN}"
                 )
 
     def _leftovers(self, result: LoadPlan, num_mtp_layers: int) -> None:
@@ -329,111 +384,10 @@ class _Verifier:
             if reason is not None:
                 result.ignored[name] = reason
             else:
-                self._problems.append(f"tensor {name} {self._unknown_remedy(name)}")
+                self._problems.append(f"tensor {name} {unknown_remedy(name, self._config)}")
 
     def _draft_names(self, num_layers: int) -> set[str]:
         specs = parameter_specs(self._config, num_mtp_layers=num_layers)
         drafts = {name: spec for name, spec in specs.items() if name.startswith("mtp.")}
         names = {name for name, _ in placements(self._fused(drafts, QkvLayout.CHUNKED))}
         return names | {name + FP8_SCALE_SUFFIX for name in names}
-
-    def _missing_remedy(self, placement: Placement) -> str:
-        if placement.parameter.endswith("attention_sink_bias"):
-            layer = ".".join(placement.parameter.split(".")[:-2])
-            kind = layer_of(self._config, placement.parameter).attention
-            return (
-                f"{layer} is {kind} by config.json and needs a sink; restore the official "
-                "config.json (hybrid_layer_pattern) or the file"
-            )
-        return _AGAIN
-
-    def _shape_remedy(self, info: TensorInfo, placement: Placement) -> str:
-        parameter = placement.parameter
-        if parameter in ("embed_tokens.weight", "lm_head.weight"):
-            return (
-                f"config.json says vocab_size {self._config.vocab_size} and hidden_size "
-                f"{self._config.hidden_size}; use the config.json of this checkpoint"
-            )
-        if ".self_attn." in parameter and not parameter.startswith("mtp."):
-            mine = layer_of(self._config, parameter)
-            for other in self._config.layers:
-                if other.attention is mine.attention:
-                    continue
-                if info.shape[0] == _rows_of(other, placement.part.name):
-                    return (
-                        f"that is the shape of a {other.attention} layer, but config.json makes "
-                        f"layer {parameter.split('.')[1]} {mine.attention}; restore the official "
-                        "config.json (hybrid_layer_pattern)"
-                    )
-        return f"config.json or the file belongs to another checkpoint; {_AGAIN}"
-
-    def _unknown_remedy(self, name: str) -> str:
-        match = re.match(r"model\.layers\.(\d+)\.(.+)", name)
-        if match and int(match.group(1)) >= self._config.num_layers:
-            return (
-                f"is beyond the {self._config.num_layers} layers of config.json: restore the "
-                "official config.json (num_hidden_layers)"
-            )
-        if match and match.group(2) == "self_attn.attention_sink_bias":
-            kind = self._config.layers[int(match.group(1))].attention
-            return (
-                f"is a sink, but config.json makes layer {match.group(1)} {kind}, without one: "
-                "restore the official config.json (hybrid_layer_pattern)"
-            )
-        if name.endswith((FP8_SCALE_SUFFIX, MXFP4_SCALE_SUFFIX)):
-            return f"is a scale without a quantised weight: {_AGAIN}"
-        if name.startswith(MTP_PREFIX):
-            return f"is no tensor of a draft layer: {_AGAIN}"
-        return (
-            "fills no parameter of this model and is not among the tensors known to be ignored: "
-            "remove it from the checkpoint, or restore the official config.json"
-        )
-
-
-def _format_problem(
-    info: TensorInfo,
-    stored: StoredFormat | None,
-    spec: ParamSpec,
-    quantization: QuantizationConfig | None,
-) -> str | None:
-    """Why a tensor stored as `stored` cannot fill `spec`, or None."""
-    mxfp4_experts = quantization is not None and quantization.experts_are_mxfp4
-    if stored is None:
-        return f"which no weight of this family is: {_AGAIN}"
-    if spec.num_experts is not None and mxfp4_experts and stored is not StoredFormat.MXFP4:
-        return (
-            "but quantization_config.store_dtype says that experts are mxfp4: restore the official "
-            "config.json or tensors"
-        )
-    if stored is StoredFormat.PLAIN:
-        if spec.storage is Storage.FLOAT32_ONLY and info.dtype is not torch.float32:
-            return (
-                "but must be float32 (rounding it changes which experts are chosen): restore the "
-                "official tensor"
-            )
-        return None
-    if spec.storage is not Storage.LINEAR:
-        return f"but this tensor is never quantised: {_AGAIN}"
-    if quantization is None:
-        return (
-            "that is quantised, but config.json has no quantization_config: restore the official "
-            "config.json"
-        )
-    if stored is StoredFormat.MXFP4 and spec.num_experts is None:
-        return f"but only routed experts are MXFP4: {_AGAIN}"
-    if stored is StoredFormat.MXFP4 and not mxfp4_experts:
-        return (
-            "that is MXFP4, but quantization_config has no store_dtype 'mxfp4': restore the "
-            "official config.json"
-        )
-    return None
-
-
-def _rows_of(layer: LayerSpec, part: str) -> int:
-    """Rows of a stored q, k, v (or fused: empty part) tensor in this kind of layer."""
-    return {
-        "": fused_rows(layer),
-        "q": layer.num_heads * layer.qk_head_dim,
-        "k": layer.num_kv_heads * layer.qk_head_dim,
-        "v": layer.num_kv_heads * layer.v_head_dim,
-    }[part]

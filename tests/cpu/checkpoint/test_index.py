@@ -129,6 +129,26 @@ def test_a_header_that_contradicts_itself_is_refused(
         open_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize("offset", [0, 8])
+def test_tensors_that_overlap_or_leave_a_gap_are_refused(tmp_path: Path, offset: int) -> None:
+    header = {
+        "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+        "b": {"dtype": "F32", "shape": [1], "data_offsets": [offset, offset + 4]},
+    }
+    write_raw(tmp_path / "x.safetensors", header, bytes(offset + 4))
+    with pytest.raises(CheckpointError, match=r"tensor b of x\.safetensors begins at byte"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_header_that_lists_a_tensor_twice_is_refused(tmp_path: Path) -> None:
+    entry = '"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}'
+    text = f"{{{entry}, {entry}}}".encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(1))
+    with pytest.raises(CheckpointError, match="a is listed twice"):
+        open_checkpoint(tmp_path)
+
+
 def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes((4).to_bytes(8, "little") + b"\x80abc")
     with pytest.raises(CheckpointError, match="no valid safetensors header"):

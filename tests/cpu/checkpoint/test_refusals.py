@@ -171,6 +171,16 @@ DAMAGES: dict[str, tuple[ExportFormat, Damage, str]] = {
         add(O_PROJ + "_scale_inv", torch.ones(2, 8)),
         f"{O_PROJ}_scale_inv is a scale without a quantised weight: {AGAIN}",
     ),
+    "one_scale_for_the_tensor": (
+        FP8,
+        replace(FULL_QKV + "_scale_inv", lambda t: t.amax()),
+        rf"{FULL_QKV}_scale_inv is \[\], not one scale a block.*{RESTORE}",
+    ),
+    "scalar_in_place_of_a_matrix": (
+        FP8,
+        replace(FULL_QKV, lambda t: t[0, 0]),
+        rf"{FULL_QKV} is \[\], not \[2816, 256\].*{AGAIN}",
+    ),
     "tower_without_config": (
         FP8,
         add("vit.blocks.0.norm1.weight", torch.ones(8)),
