@@ -212,9 +212,8 @@ class _Verifier:
         self._used.add(name)
         info = self._index.tensors.get(name)
         if info is None:
-            self._problems.append(
-                f"tensor {name} is missing: {missing_remedy(placement, self._config)}"
-            )
+            remedy = missing_remedy(placement, self._config)
+            self._problems.append(f"tensor {name} is missing: {remedy}")
             return None
         stored = self._format(info, spec)
         if stored is StoredFormat.PLAIN and self._has_shape(info, placement, unit=1):

@@ -20,7 +20,7 @@ from mimo_engine.checkpoint.report import inspect_checkpoint
 from mimo_engine.checkpoint.verify import count_mtp_layers
 from mimo_engine.distributed.plan import ParallelPlan
 from mimo_engine.errors import CheckpointError
-from mimo_engine.kernels.quant import Fp8BlockWeight, Mxfp4Weight
+from mimo_engine.kernels.quant import Fp8BlockWeight, Mxfp4Weight, RowGrid, encode_fp8
 
 FP8 = ExportFormat(linear="fp8", experts="fp8")
 MXFP4 = ExportFormat(linear="fp8", experts="mxfp4", router_dtype=torch.bfloat16)
@@ -147,6 +147,49 @@ def test_scales_may_lie_in_another_file(small_checkpoint: Callable[..., Any]) ->
     after = load_checkpoint(checkpoint.model_dir, checkpoint.config, **args)
     for name, weight in before.items():
         assert torch.equal(decoded(weight, torch.float32), decoded(after[name], torch.float32))
+
+
+def quantise_o_proj(model_dir: Path) -> None:
+    """Store every o_proj in FP8, which no official file does, but the format allows."""
+    index = json.loads((model_dir / INDEX_NAME).read_text())
+    for path in model_dir.glob("*.safetensors"):
+        tensors = load_file(path)
+        for name in [name for name in tensors if name.endswith("o_proj.weight")]:
+            weight = tensors[name]
+            data, scales = encode_fp8(weight, RowGrid(len(weight), len(weight)))
+            tensors |= {name: data, f"{name}_scale_inv": scales}
+            index["weight_map"][f"{name}_scale_inv"] = path.name
+        save_file(tensors, path)
+    (model_dir / INDEX_NAME).write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("v_head_dim", [128, 64])
+def test_an_fp8_o_proj_is_cut_between_scale_blocks_or_refused(
+    small_checkpoint: Callable[..., Any], v_head_dim: int
+) -> None:
+    widths = {"v_head_dim": v_head_dim, "swa_v_head_dim": v_head_dim}
+    stored = ExportFormat(projection="split", linear="fp8")
+    checkpoint = small_checkpoint(stored, **widths)
+    quantise_o_proj(checkpoint.model_dir)
+
+    def load(tp_rank: int, tp_size: int) -> torch.Tensor:
+        loaded = load_checkpoint(
+            checkpoint.model_dir,
+            checkpoint.config,
+            ParallelPlan(tp_size=tp_size, tp_rank=tp_rank),
+            dtype=torch.float32,
+            keep_quantised=True,
+        )
+        weight = loaded["layers.1.self_attn.o_proj.weight"]
+        assert isinstance(weight, Fp8BlockWeight)
+        return weight.decode(torch.float32)
+
+    whole = load(0, 1)
+    if v_head_dim == 128:
+        assert torch.equal(torch.cat([load(rank, 8) for rank in range(8)], dim=1), whole)
+    else:
+        with pytest.raises(CheckpointError, match=r"o_proj.*store it unquantised"):
+            load(0, 8)
 
 
 def test_draft_layers_are_counted_from_the_files(small_checkpoint: Callable[..., Any]) -> None:
