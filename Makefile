@@ -73,8 +73,8 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-bench: $(STAMP)
-	$(BIN)/python -m mimo_engine.bench.scheduler $(ARGS)
+bench: $(STAMP) $(MODEL_READY)
+	$(BIN)/python -m mimo_engine.bench $(MODEL)
 
 clean:
 	rm -rf $(VENV) .cache

@@ -1,0 +1,11 @@
+"""`python -m mimo_engine.bench MODEL`: the benches that a CPU can run, one after the other."""
+
+import sys
+
+from mimo_engine.bench import load, scheduler, step
+
+if len(sys.argv) != 2:
+    sys.exit("usage: python -m mimo_engine.bench MODEL")
+scheduler.main([])
+step.main(sys.argv[1])
+load.main(sys.argv[1])
