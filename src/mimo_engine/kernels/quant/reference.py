@@ -1,6 +1,6 @@
 """FP8 and MXFP4 in plain torch: the definition of both formats, on CPU and CUDA.
 
-Decoding works in slabs of rows, so that its fp32 temporaries stay near 32 MiB whatever the weight.
+Decoding works in slabs of rows, so that its fp32 temporaries stay small whatever the weight.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ MXFP4_GROUP = 32
 _E2M1_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 # Between neighbours; a tie goes to the even code.
 _E2M1_MIDPOINTS = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
-_SLAB_ELEMENTS = 4 * 2**20
+_CPU_SLAB_ELEMENTS = 2**18
+_GPU_SLAB_ELEMENTS = 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +81,12 @@ def decode_fp8(
         return
     num_rows, num_columns = data.shape
     whole = num_columns // FP8_BLOCK * FP8_BLOCK
-    step = max(1, _SLAB_ELEMENTS // num_columns)
+    # A table by code: torch's own conversion from FP8 is ten times slower on a CPU.
+    codes, table = data.view(torch.uint8), _e4m3_values().to(data.device)
+    step = _slab_rows(out)
     for start in range(0, num_rows, step):
         rows = slice(start, start + step)
-        values = data[rows].float()
+        values = table.index_select(0, codes[rows].flatten().int()).view(-1, num_columns)
         by_block = scales[scale_row[rows]]
         blocks = values[:, :whole].unflatten(1, (-1, FP8_BLOCK))
         blocks *= by_block[:, : whole // FP8_BLOCK, None]
@@ -104,7 +107,7 @@ def decode_mxfp4(packed: torch.Tensor, scales: torch.Tensor, *, out: torch.Tenso
     pairs = _e2m1_pairs().to(packed.device)
     powers = _powers_of_two().to(packed.device)
     num_rows, num_columns = out.shape
-    step = max(1, _SLAB_ELEMENTS // num_columns)
+    step = _slab_rows(out)
     for start in range(0, num_rows, step):
         rows = slice(start, start + step)
         values = pairs.index_select(0, packed[rows].flatten().int()).view(-1, MXFP4_GROUP)
@@ -158,6 +161,17 @@ def encode_mxfp4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     code |= (scaled < 0).to(torch.uint8) << 3
     code = code.view(num_rows, num_columns)
     return code[:, 0::2] | (code[:, 1::2] << 4), stored.to(torch.uint8)
+
+
+def _slab_rows(out: torch.Tensor) -> int:
+    """Rows to decode at a time: what a CPU's cache holds, or enough to fill a GPU."""
+    elements = _CPU_SLAB_ELEMENTS if out.device.type == "cpu" else _GPU_SLAB_ELEMENTS
+    return max(1, elements // out.shape[-1])
+
+
+def _e4m3_values() -> torch.Tensor:
+    """float32 [256]: the value of each code, NaN for 0x7f and 0xff."""
+    return torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
 
 
 def _e2m1_pairs() -> torch.Tensor:
