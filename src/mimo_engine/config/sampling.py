@@ -3,25 +3,56 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from mimo_engine.errors import RequestError
 
-__all__ = ["MAX_LOGPROBS", "MAX_N", "SamplingParams"]
+__all__ = ["MAX_LOGPROBS", "MAX_N", "GrammarSpec", "SamplingParams", "ThinkingSpec"]
 
 MAX_LOGPROBS = 20
 MAX_N = 128
 MAX_LOGIT_BIAS_ENTRIES = 1024
 MAX_STOPS = 64
+MAX_STOP_LEN = 1024
+
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GrammarSpec:
+    """What the answer (all that is not thinking) must match, from its first token to its last."""
+
+    kind: Literal["json_schema", "regex", "lark"]
+    text: str
+    """The schema as JSON, the regular expression, or the grammar in llguidance's Lark."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ThinkingSpec:
+    """The prompt leaves it to the model to think first (protocol.md 3.1 and 6.2).
+
+    Thinking begins with a first token `start_id`; any other first token is already the answer.
+    """
+
+    start_id: int
+    """<think>."""
+    end_id: int
+    """</think>: the token after it is the first of the answer."""
+    budget: int | None = None
+    """After so many tokens of thinking, start_id included, only end_id may follow."""
+    banned_ids: tuple[int, ...] = ()
+    """Never inside thinking; strict thinking bans tool calls and the ends of a turn."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingParams:
     """Field names and meanings are those of vLLM and the OpenAI API. Out of bounds: RequestError.
 
-    The order of operations on a row of logits: dead vocabulary rows masked, logit_bias,
-    min_tokens (stop ids masked), penalties, temperature, min_p, top_k, top_p, draw.
+    The order of operations on a row of logits: dead vocabulary rows masked, grammar and thinking
+    mask, logit_bias, min_tokens (stop ids masked), penalties, temperature, min_p, top_k, top_p, draw.
     """
 
     temperature: float = 1.0
@@ -50,6 +81,10 @@ class SamplingParams:
     own distribution (before bias, penalties and temperature)."""
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
+    grammar: GrammarSpec | None = None
+    """None: free text."""
+    thinking: ThinkingSpec | None = None
+    """None: the answer begins at the first token (the prompt closed thinking, or has none)."""
 
     @property
     def is_greedy(self) -> bool:
@@ -69,7 +104,8 @@ class SamplingParams:
         _bounded("temperature", self.temperature, 0.0, 1000.0)
         _bounded("top_p", self.top_p, 0.0, 1.0, open_low=True)
         _bounded("min_p", self.min_p, 0.0, 1.0)
-        _bounded("repetition_penalty", self.repetition_penalty, 0.0, 2.0, open_low=True)
+        # A smaller one would push a logit out of float32's range.
+        _bounded("repetition_penalty", self.repetition_penalty, 0.01, 2.0)
         _bounded("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _bounded("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _bounded("n", self.n, 1, MAX_N)
@@ -104,8 +140,12 @@ class SamplingParams:
             _bounded("logit_bias", bias, -100.0, 100.0)
         if len(self.stop) + len(self.stop_token_ids) > MAX_STOPS:
             raise RequestError(f"at most {MAX_STOPS} stops are taken", param="stop")
-        if any(not isinstance(text, str) or not text for text in self.stop):
-            raise RequestError("stop strings must be non-empty strings", param="stop")
+        if any(not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_LEN for text in self.stop):
+            raise RequestError(
+                f"stop strings must be strings of 1 to {MAX_STOP_LEN} characters", param="stop"
+            )
+        if any(map(_HALF_PAIR.search, self.stop)):
+            raise RequestError("a stop string holds half of a surrogate pair", param="stop")
 
 
 def _bounded(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
