@@ -52,7 +52,8 @@ class SamplingParams:
     """Field names and meanings are those of vLLM and the OpenAI API. Out of bounds: RequestError.
 
     The order of operations on a row of logits: dead vocabulary rows masked, grammar and thinking
-    mask, logit_bias, min_tokens (stop ids masked), penalties, temperature, min_p, top_k, top_p, draw.
+    mask, logit_bias, min_tokens (stop ids masked), penalties, temperature, min_p, top_k, top_p,
+    draw.
     """
 
     temperature: float = 1.0
