@@ -32,6 +32,7 @@ from mimo_engine.config.sampling import SamplingParams
 from mimo_engine.engine.core import EngineCore, build_engine
 from mimo_engine.errors import QueueFullError, RequestError
 from mimo_engine.messages import NewRequest, TokenLogprobs
+from mimo_engine.utils.hub import resolve_model
 
 __all__ = ["LLM", "Output"]
 
@@ -83,9 +84,12 @@ class LLM:
         scheduler: SchedulerConfig | None = None,
         parallel: ParallelConfig | None = None,
     ) -> None:
-        """Load `model`, a checkpoint directory. Raises ConfigError or CheckpointError."""
+        """Load `model`, a checkpoint directory or the name of a repository on the hub.
+
+        Raises ConfigError or CheckpointError.
+        """
         self.config = EngineConfig(
-            model=model,
+            model=str(resolve_model(model)),
             dtype=dtype,
             device=device,
             settings=settings or ModelSettings(),
@@ -93,7 +97,7 @@ class LLM:
             scheduler=scheduler or SchedulerConfig(),
             parallel=parallel or ParallelConfig(),
         )
-        self.tokenizer = Tokenizer.from_dir(model)
+        self.tokenizer = Tokenizer.from_dir(self.config.model)
         self.core: EngineCore = build_engine(self.config)
         self._request_ids = itertools.count()
 

@@ -9,7 +9,6 @@ from tyro.conf import PositionalRequiredArgs
 from mimo_engine.config.engine import EngineConfig
 from mimo_engine.config.sampling import SamplingParams
 from mimo_engine.llm import LLM
-from mimo_engine.utils.hub import resolve_model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +42,7 @@ def run(command: Command) -> int:
     )
     engine = command.engine
     llm = LLM(
-        str(resolve_model(engine.model)),
+        engine.model,
         dtype=engine.dtype,
         device=engine.device,
         settings=engine.settings,
