@@ -4,6 +4,9 @@ It answers with its prompt: token i of an answer is token (i + seed) of the prom
 prompt's length and special tokens left out; after one pass comes the end-of-text token. So a test
 knows every expected answer from the prompt alone. `num_preemptions` counts aborts that hit a live
 request; the full group has one page for each live request.
+
+A prompt may also hold a script: token ids between <|fim_prefix|> and <|fim_suffix|>. The last one is
+then the answer, token for token, in steps of `seed` tokens (1 without a seed).
 """
 
 import json
@@ -20,9 +23,12 @@ from mimo_engine.messages import (
     TokenOutput,
 )
 
+BUILD = "fake_engine:build_fake_engine"
+
 
 def fake_config(*, scheduler=None, **options):
-    """Options: eos_id, special_ids (list), vocab_size, step_s, build_error, build_s."""
+    """Options: eos_id, special_ids (list), vocab_size, script_marks (two ids), step_s,
+    build_error, build_s."""
     return EngineConfig(model=json.dumps(options), scheduler=scheduler or SchedulerConfig())
 
 
@@ -38,11 +44,21 @@ def answer(prompt, *, eos_id, special_ids, seed=0, max_tokens=None, ignore_eos=F
     return ids
 
 
+def script(prompt, marks):
+    """The ids between the last pair of marks; None when there is none."""
+    begin, end = marks
+    if begin not in prompt:
+        return None
+    last = len(prompt) - prompt[::-1].index(begin)
+    return prompt[last : prompt.index(end, last)]
+
+
 @dataclass
 class Live:
     request: NewRequest
     ids: list[int]
     cached: int
+    step: int = 1
     sent: int = 0
 
 
@@ -73,19 +89,25 @@ class FakeCore:
         if params.seed == 666:
             raise RequestError("this engine refuses the seed 666", param="seed")
         room = self.max_model_len - len(prompt)
-        ids = answer(
-            prompt,
-            eos_id=self.options["eos_id"],
-            special_ids=self.options["special_ids"],
-            seed=params.seed or 0,
-            max_tokens=min(params.max_tokens or room, room),
-            ignore_eos=params.ignore_eos,
-        )
+        max_tokens = min(params.max_tokens or room, room)
+        scripted = script(prompt, self.options.get("script_marks", (-1, -1)))
+        if scripted is not None:
+            ids = [*scripted, self.options["eos_id"]][:max_tokens]
+        else:
+            ids = answer(
+                prompt,
+                eos_id=self.options["eos_id"],
+                special_ids=self.options["special_ids"],
+                seed=params.seed or 0,
+                max_tokens=max_tokens,
+                ignore_eos=params.ignore_eos,
+            )
+        step = 1 if scripted is None else params.seed or 1
         cached = (len(prompt) - 1) // 16 * 16 if tuple(prompt) in self.seen else 0
         self.seen.add(tuple(prompt))
         self.query_tokens += len(prompt)
         self.hit_tokens += cached
-        self.live[request.request_id] = Live(request=request, ids=ids, cached=cached)
+        self.live[request.request_id] = Live(request=request, ids=ids, cached=cached, step=step)
 
     def abort(self, request_id):
         hit = self.live.pop(request_id, None) is not None
@@ -101,25 +123,35 @@ class FakeCore:
         params = one.request.params
         if params.seed == 13:
             raise ArithmeticError("seed 13 breaks this engine")
-        token = one.ids[one.sent]
+        if params.seed == 14:
+            del self.live[one.request.request_id]
+            return TokenOutput(
+                request_id=one.request.request_id,
+                token_ids=[],
+                finish_reason="error",
+                error="broken logits",
+            )
+        tokens = one.ids[one.sent : one.sent + one.step]
         first = one.sent == 0
-        one.sent += 1
+        one.sent += len(tokens)
         finish_reason = None
         if one.sent == len(one.ids):
-            stopped = token == self.options["eos_id"] and not params.ignore_eos
+            stopped = tokens[-1] == self.options["eos_id"] and not params.ignore_eos
             finish_reason = "stop" if stopped else "length"
             del self.live[one.request.request_id]
-        prompt_logprobs = None
+        logprobs = prompt_logprobs = None
+        if params.logprobs is not None:
+            logprobs = [fake_logprobs(token, params.logprobs) for token in tokens]
         if first and params.prompt_logprobs is not None:
             ids = one.request.prompt_token_ids
             prompt_logprobs = [None, *(fake_logprobs(i, params.prompt_logprobs) for i in ids[1:])]
         return TokenOutput(
             request_id=one.request.request_id,
-            token_ids=[token],
-            logprobs=None if params.logprobs is None else [fake_logprobs(token, params.logprobs)],
+            token_ids=tokens,
+            logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             finish_reason=finish_reason,
-            stop_token_id=token if finish_reason == "stop" else None,
+            stop_token_id=tokens[-1] if finish_reason == "stop" else None,
             num_cached_tokens=one.cached,
         )
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import httpx
 import openai
 import uvicorn
-from fake_engine import answer, build_fake_engine, fake_config
+from fake_engine import BUILD, answer, fake_config
 
 from mimo_engine.chat.template import ChatTemplate, family_template
 from mimo_engine.chat.tokenizer import Tokenizer
@@ -37,6 +37,7 @@ class FakeServer:
             eos_id=self.eos_id,
             special_ids=self.special_ids,
             vocab_size=vocabulary.num_tokens,
+            script_marks=[vocabulary.ids["<|fim_prefix|>"], vocabulary.ids["<|fim_suffix|>"]],
             **options,
         )
         self._directory = directory
@@ -50,9 +51,7 @@ class FakeServer:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()))
 
     async def _main(self):
-        self.engine = AsyncEngineClient(
-            self._config, build_fake_engine, restart_policy=self._restart_policy
-        )
+        self.engine = AsyncEngineClient(self._config, BUILD, restart_policy=self._restart_policy)
         try:
             await self.engine.start()
             app = create_app(

@@ -22,4 +22,4 @@ def build(config):
 if __name__ == "__main__":
     setup_logging()
     server = ServerConfig(**json.loads(sys.argv[2]))
-    sys.exit(run_server(EngineConfig(model=sys.argv[1]), server, build))
+    sys.exit(run_server(EngineConfig(model=sys.argv[1]), server, "serve_fake:build"))

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from fake_engine import answer, build_fake_engine, fake_config
+from fake_engine import BUILD, answer, fake_config
 
 from mimo_engine.config.engine import SchedulerConfig
 from mimo_engine.config.sampling import SamplingParams
@@ -36,7 +36,7 @@ def request(request_id, prompt=PROMPT, **params):
 @asynccontextmanager
 async def running_client(*, scheduler=None, restart_policy=None, **options):
     config = fake_config(scheduler=scheduler, **VOCABULARY, **options)
-    client = AsyncEngineClient(config, build_fake_engine, restart_policy=restart_policy)
+    client = AsyncEngineClient(config, BUILD, restart_policy=restart_policy)
     try:
         await client.start()
         yield client
@@ -177,12 +177,12 @@ def test_an_engine_ends_when_its_parent_is_killed():
     script = """
         import asyncio, sys
         sys.path[:0] = [PATHS]
-        from fake_engine import build_fake_engine, fake_config
+        from fake_engine import BUILD, fake_config
         from mimo_engine.engine.client import AsyncEngineClient
 
         async def main():
             config = fake_config(eos_id=9, special_ids=[9], vocab_size=10)
-            client = AsyncEngineClient(config, build_fake_engine)
+            client = AsyncEngineClient(config, BUILD)
             await client.start()
             print(client.engine_pid, flush=True)
             await asyncio.sleep(60)

@@ -8,7 +8,6 @@ from pathlib import Path
 from tyro.conf import PositionalRequiredArgs
 
 from mimo_engine.config.engine import EngineConfig, ServerConfig
-from mimo_engine.engine.core import build_engine
 from mimo_engine.server.run import run_server
 from mimo_engine.utils.hub import resolve_model
 from mimo_engine.utils.logging import setup_logging
@@ -32,5 +31,5 @@ def run(command: Command) -> int:
     return run_server(
         replace(command.engine, model=str(model_dir)),
         replace(command.server, served_model_name=name),
-        build_engine,
+        "mimo_engine.engine.core:build_engine",
     )

@@ -17,7 +17,7 @@ from typing import Self
 import zmq.asyncio
 
 from mimo_engine.config.engine import EngineConfig
-from mimo_engine.engine.process import CoreBuilder, EngineProcess
+from mimo_engine.engine.process import EngineProcess
 from mimo_engine.errors import (
     ContextLengthError,
     EngineDeadError,
@@ -125,7 +125,7 @@ class AsyncEngineClient:
     def __init__(
         self,
         config: EngineConfig,
-        build: CoreBuilder,
+        build: str,
         *,
         restart_policy: RestartPolicy | None = None,
     ) -> None:

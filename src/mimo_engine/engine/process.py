@@ -13,18 +13,19 @@ import atexit
 import logging
 import multiprocessing
 import os
+import pkgutil
 import shutil
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn, Protocol
 
 import msgspec
 import zmq
 import zmq.asyncio
+from tqdm import tqdm
 
 from mimo_engine.config.engine import EngineConfig
 from mimo_engine.errors import ContextLengthError, MimoError, QueueFullError, RequestError
@@ -41,7 +42,7 @@ from mimo_engine.messages import (
 )
 from mimo_engine.utils.logging import setup_logging
 
-__all__ = ["Core", "CoreBuilder", "EngineProcess"]
+__all__ = ["Core", "EngineProcess"]
 
 STOP_TIMEOUT_S = 5.0
 LAST_WORDS_MS = 100
@@ -63,16 +64,14 @@ class Core(Protocol):
     def close(self) -> None: ...
 
 
-CoreBuilder = Callable[[EngineConfig], Core]
-"""Called in the child, so it must be importable: a function of a module."""
-
-
 class EngineProcess:
-    """The parent's end. Belongs to the event loop that made it."""
+    """The parent's end. Belongs to the event loop that made it.
 
-    def __init__(
-        self, build: CoreBuilder, config: EngineConfig, context: zmq.asyncio.Context
-    ) -> None:
+    `build`, as "module:function", makes the Core from the config in the child: this process need
+    not import what the engine needs.
+    """
+
+    def __init__(self, build: str, config: EngineConfig, context: zmq.asyncio.Context) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="mimo-engine-")
         self._socket = context.socket(zmq.PAIR)
         # No limits: neither end may ever wait for the other to read.
@@ -131,9 +130,11 @@ def _address(directory: str) -> str:
     return f"ipc://{directory}/engine"
 
 
-def _run_engine(build: CoreBuilder, config: EngineConfig, directory: str) -> None:
+def _run_engine(build: str, config: EngineConfig, directory: str) -> None:
     """The child, from its first line to its last. Exits with 1 on any failure."""
     setup_logging()
+    # tqdm's own lock is a semaphore of the system, which a process that is killed leaves behind.
+    tqdm.set_lock(threading.RLock())
     # Ctrl-C reaches the whole process group; the parent decides when the engine ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _exit_on_signal)
@@ -143,7 +144,7 @@ def _run_engine(build: CoreBuilder, config: EngineConfig, directory: str) -> Non
         socket.linger = 1000
         socket.connect(_address(directory))
         try:
-            core = build(config)
+            core: Core = pkgutil.resolve_name(build)(config)
             try:
                 socket.send(msgspec.msgpack.encode(core.info()))
                 _loop(core, socket)

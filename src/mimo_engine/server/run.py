@@ -18,7 +18,6 @@ from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.config.engine import EngineConfig, ServerConfig
 from mimo_engine.config.generation import read_sampling_defaults
 from mimo_engine.engine.client import AsyncEngineClient
-from mimo_engine.engine.process import CoreBuilder
 from mimo_engine.errors import ConfigError, MimoError
 from mimo_engine.server.app import create_app
 
@@ -30,9 +29,9 @@ GRACE_S = 30
 logger = logging.getLogger(__name__)
 
 
-def run_server(engine: EngineConfig, server: ServerConfig, build: CoreBuilder) -> int:
+def run_server(engine: EngineConfig, server: ServerConfig, build: str) -> int:
     """Serve until a signal. Returns the exit code: 1 when the engine could not start, and then
-    no port was opened. `build` makes the engine, in its own process."""
+    no port was opened. `build` ("module:function") makes the engine, in its own process."""
     try:
         return asyncio.run(_serve(engine, server, build))
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -40,7 +39,7 @@ def run_server(engine: EngineConfig, server: ServerConfig, build: CoreBuilder) -
         return 130
 
 
-async def _serve(engine: EngineConfig, server: ServerConfig, build: CoreBuilder) -> int:
+async def _serve(engine: EngineConfig, server: ServerConfig, build: str) -> int:
     task = asyncio.current_task()
     assert task is not None
     # While the engine starts SIGTERM does what Ctrl-C does: whatever was started is ended.
