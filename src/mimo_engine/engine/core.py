@@ -55,7 +55,13 @@ class EngineCore:
         plan = self._scheduler.plan()
         if plan is None:
             return []
-        return self._scheduler.apply(plan, self.executor.run(plan))
+        try:
+            result = self.executor.run(plan)
+        except BaseException:
+            # Ctrl-C in a notebook, say: what was under way is lost, the engine is not.
+            self._scheduler.discard(plan)
+            raise
+        return self._scheduler.apply(plan, result)
 
     def stats(self) -> EngineStats:
         return self._scheduler.stats()
@@ -85,7 +91,7 @@ def build_engine(config: EngineConfig) -> EngineCore:
             f"{model_config.vocab_size}: they are not of one checkpoint"
         )
     executor = build_executor(config, model_config, num_live_tokens=tokenizer.num_tokens)
-    wanted_len = config.scheduler.max_model_len or model_config.max_position_embeddings
+    wanted_len = config.scheduler.context_len(model_config.max_position_embeddings)
     layout = plan_layout(config, model_config, executor, wanted_len)
     max_model_len = layout.longest_request(wanted_len)
     if config.scheduler.max_model_len is not None and max_model_len < wanted_len:

@@ -24,7 +24,7 @@ from mimo_engine.config.engine import EngineConfig
 from mimo_engine.config.model import AttentionKind, ModelConfig
 from mimo_engine.distributed.groups import ProcessGroupComm, SingleRank
 from mimo_engine.distributed.plan import ParallelPlan
-from mimo_engine.errors import EngineDeadError
+from mimo_engine.errors import ConfigError, EngineDeadError
 from mimo_engine.scheduler.plan import StepPlan, StepResult
 from mimo_engine.worker.worker import Worker, resolve_device
 
@@ -113,11 +113,19 @@ class MultiprocessExecutor(LocalExecutor):
 
     def run(self, plan: StepPlan) -> StepResult:
         self._send(plan)
-        return super().run(plan)
+        try:
+            return super().run(plan)
+        except BaseException:
+            # The ranks no longer agree on what comes next: this was their last plan.
+            self._close_pipes()
+            raise
 
-    def close(self) -> None:
+    def _close_pipes(self) -> None:
         for pipe in self._pipes:
             pipe.close()
+
+    def close(self) -> None:
+        self._close_pipes()
         dist.destroy_process_group()
 
     def _send(self, message: _Allocate | StepPlan) -> None:
@@ -143,6 +151,10 @@ def build_executor(
             num_live_tokens=num_live_tokens,
         )
         return LocalExecutor(worker)
+    if resolve_device(config.device).type == "cuda" and torch.cuda.device_count() < tp_size:
+        raise ConfigError(
+            f"--tensor-parallel-size {tp_size}: this torch sees {torch.cuda.device_count()} GPUs"
+        )
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as directory:
         rendezvous = os.path.join(directory, "rendezvous")
@@ -153,8 +165,11 @@ def build_executor(
             context.Process(target=_rank_main, args=arguments, daemon=True).start()
             theirs.close()
             pipes.append(ours)
+        # Ranks that cannot even begin would be waited for at the rendezvous.
+        for pipe in pipes:
+            _receive(pipe)
         worker = _join(config, model_config, num_live_tokens, 0, rendezvous)
-        budgets = [_receive_budget(pipe) for pipe in pipes]
+        budgets = [int(_receive(pipe)) for pipe in pipes]
     return MultiprocessExecutor(worker, pipes, budgets)
 
 
@@ -167,9 +182,7 @@ def _join(
 ) -> Worker:
     """Meet the other ranks and load this one's share."""
     tp_size = config.parallel.tensor_parallel_size
-    device = resolve_device(config.device, tp_rank)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    device = _take_device(config, tp_rank)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         init_method=f"file://{rendezvous}",
@@ -188,11 +201,18 @@ def _join(
     )
 
 
-def _receive_budget(pipe: Connection) -> int:
+def _take_device(config: EngineConfig, tp_rank: int) -> torch.device:
+    device = resolve_device(config.device, tp_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def _receive(pipe: Connection) -> bytes:
     try:
-        return int(pipe.recv_bytes())
+        return pipe.recv_bytes()
     except EOFError as error:
-        raise EngineDeadError("a tensor-parallel rank ended while it loaded") from error
+        raise EngineDeadError("a tensor-parallel rank ended while it started") from error
 
 
 def _rank_main(
@@ -203,7 +223,10 @@ def _rank_main(
     tp_rank: int,
     rendezvous: str,
 ) -> None:
-    """A child's life: join, say its budget, allocate, then run plans until the pipe closes."""
+    """A child's life: say that it has a device, join, say its budget, allocate, and run plans
+    until the pipe closes."""
+    _take_device(config, tp_rank)
+    pipe.send_bytes(b"")
     worker = _join(config, model_config, num_live_tokens, tp_rank, rendezvous)
     pipe.send_bytes(str(worker.kv_budget_bytes()).encode())
     read_plan: Callable[[bytes], StepPlan] = msgspec.msgpack.Decoder(StepPlan).decode

@@ -172,6 +172,16 @@ class Scheduler:
         self._in_flight_requests = []
         return outputs
 
+    def discard(self, plan: StepPlan) -> None:
+        """The step failed and its result is lost: its requests end without an output."""
+        assert plan is self._in_flight
+        for request in self._in_flight_requests:
+            self._requests.pop(request.request_id, None)
+            self._release(request)
+        self._running = [request for request in self._running if request.pages is not None]
+        self._in_flight = None
+        self._in_flight_requests = []
+
     def stats(self) -> EngineStats:
         """A snapshot. Pages used are those of live requests; idle cached ones can be had."""
         full, sliding = self._cache.full_usage(), self._cache.sliding_usage()

@@ -56,3 +56,20 @@ def test_prompt_logprobs_do_not_depend_on_how_the_prompt_is_chunked(llm):
         own = dict(output.logprobs[0].top)
         scored = dict(whole.prompt_logprobs[cut].top)
         assert own == pytest.approx(scored, abs=1e-4)
+
+
+def test_an_interrupted_step_leaves_an_engine_that_works(llm, monkeypatch):
+    params = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
+    [expected] = llm.generate([[5, 6, 7, 8]], params)
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.core.executor.worker.runner, "model", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate([[5, 6, 7, 8]] * 3, params)
+    assert not llm.core.has_work
+    assert llm.core.stats().full_pages_used == 0
+    [again] = llm.generate([[5, 6, 7, 8]], params)
+    assert again.token_ids == expected.token_ids
+
+
+def interrupted(_batch):
+    raise KeyboardInterrupt

@@ -377,3 +377,17 @@ def test_stats_count_live_pages_of_both_groups():
     assert (stats.sliding_pages_used, stats.sliding_pages_total) == (4, 64)
     scheduler.apply(plan, result_of(plan))
     assert scheduler.stats().full_pages_used == scheduler.stats().sliding_pages_used == 0
+
+
+def test_a_step_that_was_lost_ends_its_requests_and_no_other():
+    scheduler = make(max_num_seqs=2)
+    for request_id in "abc":
+        add(scheduler, request_id, 5)
+    scheduler.discard(scheduler.plan())
+    stats = scheduler.stats()
+    assert (stats.num_running, stats.num_waiting, stats.full_pages_used) == (0, 1, 0)
+    assert not scheduler.abort("a")
+    plan = scheduler.plan()
+    [output] = scheduler.apply(plan, result_of(plan))
+    assert output.request_id == "c"
+    add(scheduler, "a", 5)
