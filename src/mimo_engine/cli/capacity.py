@@ -121,7 +121,7 @@ def layout_for(
         bytes_per_element=dtype_bytes,
         max_num_seqs=scheduler.max_num_seqs,
         max_num_batched_tokens=scheduler.max_num_batched_tokens,
-        max_model_len=scheduler.max_model_len or config.max_position_embeddings,
+        max_model_len=scheduler.context_len(config.max_position_embeddings),
         **_kv_heads(config, plan),
     )
 

@@ -169,7 +169,7 @@ def _print_weights(weights: list[WeightGroup], tp_size: int) -> None:
 
 
 def _print_kv(cost: KVCost, config: ModelConfig, command: Command) -> None:
-    longest = command.scheduler.max_model_len or config.max_position_embeddings
+    longest = command.scheduler.context_len(config.max_position_embeddings)
     print("\nKV cache a rank")
     print(f"  {'full layers, a token':<38}{cost.full_bytes_per_token:>12,} B")
     full_gib = longest * cost.full_bytes_per_token / GIB
@@ -181,7 +181,7 @@ def _print_kv(cost: KVCost, config: ModelConfig, command: Command) -> None:
 def _print_layout(
     layout: CacheLayout, budget_bytes: int, config: ModelConfig, command: Command
 ) -> None:
-    wanted = command.scheduler.max_model_len or config.max_position_embeddings
+    wanted = command.scheduler.context_len(config.max_position_embeddings)
     longest = layout.longest_request(wanted)
     print("\nfits a rank")
     if command.gpu_bytes is not None and command.device == "cuda":

@@ -6,6 +6,7 @@ the help text, its default the flag's default. Nothing mutates a config after it
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -55,7 +56,7 @@ class CacheConfig:
             raise ConfigError(f"--page-size must be a power of two, not {self.page_size}")
         if not 0 < self.gpu_memory_share <= 1:
             raise ConfigError(f"--gpu-memory-share must be in (0, 1], not {self.gpu_memory_share}")
-        if self.kv_cache_gib is not None and self.kv_cache_gib <= 0:
+        if self.kv_cache_gib is not None and not 0 < self.kv_cache_gib < math.inf:
             raise ConfigError(f"--kv-cache-gib must be positive, not {self.kv_cache_gib}")
 
 
@@ -84,6 +85,14 @@ class SchedulerConfig:
         if self.max_model_len is not None and self.max_model_len < 2:
             raise ConfigError("--max-model-len must be at least 2")
 
+    def context_len(self, longest: int) -> int:
+        """The context to serve. ConfigError when it is more than `longest`, the checkpoint's."""
+        if self.max_model_len is not None and self.max_model_len > longest:
+            raise ConfigError(
+                f"--max-model-len {self.max_model_len}: this checkpoint's context is {longest}"
+            )
+        return self.max_model_len or longest
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParallelConfig:
@@ -104,11 +113,15 @@ class ServerConfig:
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for every interface."""
     port: int = 8000
-    """TCP port."""
+    """TCP port; 0 for any that is free."""
     served_model_name: str | None = None
     """Name in the API. Default: the name of the checkpoint's directory."""
     chat_template: str | None = None
     """A Jinja file that replaces the checkpoint's chat template."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 2**16:
+            raise ConfigError(f"--port must be 0 to 65535, not {self.port}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,3 +138,11 @@ class EngineConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    def __post_init__(self) -> None:
+        if ":" in self.device and self.parallel.tensor_parallel_size > 1:
+            raise ConfigError(
+                f"--device {self.device} is one GPU, but there are "
+                f"{self.parallel.tensor_parallel_size} ranks: pass --device cuda, and choose the "
+                "GPUs with CUDA_VISIBLE_DEVICES"
+            )

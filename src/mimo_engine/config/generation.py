@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from mimo_engine.errors import CheckpointError
+from mimo_engine.config.sampling import SamplingParams
+from mimo_engine.errors import CheckpointError, RequestError
 
 __all__ = ["SamplingDefaults", "read_sampling_defaults"]
 
@@ -26,7 +26,7 @@ class SamplingDefaults:
 
 def read_sampling_defaults(model_dir: Path) -> SamplingDefaults:
     """From generation_config.json, if there is one. `do_sample` is not read: the family's file
-    says false beside a temperature. CheckpointError: not JSON, or not numbers."""
+    says false beside a temperature. CheckpointError: not JSON, or what no request may have."""
     path = model_dir / "generation_config.json"
     if not path.is_file():
         return SamplingDefaults()
@@ -41,11 +41,12 @@ def read_sampling_defaults(model_dir: Path) -> SamplingDefaults:
         value = content.get(field.name)
         if value is None:
             continue
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
+        kinds = int if field.name == "top_k" else int | float
+        if isinstance(value, bool) or not isinstance(value, kinds):
             raise CheckpointError(f"{field.name} in {path} is {value!r}, not a number; correct it")
         given[field.name] = value
+    try:
+        SamplingParams(**given)
+    except RequestError as error:
+        raise CheckpointError(f"{path}: {error}; correct it") from error
     return SamplingDefaults(**given)
