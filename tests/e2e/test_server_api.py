@@ -345,6 +345,12 @@ IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": 
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "20"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "stream: true"),
         ({"stream": True, "stream_options": {"usage": 1}}, "usage", "unknown field"),
+        ({"min_tokens": 2**80}, "prompt", "maximum context length"),
+        ({"repetition_penalty": 1e-300}, "repetition_penalty", "must be in"),
+        ({"stop": "\ud800"}, "stop", "surrogate"),
+        ({"stop": "a" * 5000}, "stop", "1 to 1024 characters"),
+        ({"reasoning": {"exclude": True}}, "reasoning", "one key 'enabled'"),
+        ({"reasoning": {"effort": "low", "max_tokens": 5}}, "reasoning", "no other"),
         ({"reasoning_effort": "lots"}, "reasoning_effort", "choose one of"),
         ({"thinking": {"type": "maybe"}}, "thinking", "'enabled'"),
         ({"chat_template_kwargs": {"chat_template": "x"}}, "chat_template_kwargs", "may not set"),
@@ -412,16 +418,37 @@ def test_other_http_errors_have_the_same_shape(server, client):
         complete(client.with_options(), "a", extra_body={"model": "other"})
     assert caught.value.code == "model_not_found"
     url = f"{server.url}/v1/completions"
-    for response, status in (
-        (server.get("/nowhere"), 404),
-        (server.get("/v1/completions"), 405),
-        (httpx.post(url, content=b"{not json"), 400),
-        (httpx.post(url, content=b"prompt=a", headers={"content-type": "text/plain"}), 400),
-        (httpx.post(url, json=["a list"]), 400),
-        (httpx.post(url, content=b"[" * 100_000), 400),
+    json_type, text_type = {"content-type": "application/json"}, {"content-type": "text/plain"}
+    for response, status, message in (
+        (server.get("/nowhere"), 404, "Not Found"),
+        (server.get("/v1/completions"), 405, "Not Allowed"),
+        (httpx.post(url, content=b"{not json", headers=json_type), 400, "not JSON"),
+        (httpx.post(url, content=b'{"prompt": "a"}', headers=text_type), 400, "content-type"),
+        (httpx.post(url, json=["a list"]), 400, "JSON object"),
+        (httpx.post(url, content=b"[" * 100_000, headers=json_type), 400, "body"),
     ):
         assert response.status_code == status
-        assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+        error = response.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert error["param"] is None
+        assert message in error["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_whose_numbers_break_is_a_500_with_the_reason_and_is_counted(server, stream):
+    name = 'mimo_engine_requests_total{finish_reason="error"}'
+    before = server.metric(name) or 0
+    body = {"prompt": "a b c", "seed": 14, "n": 2, "stream": stream}
+    response = server.post("/v1/completions", body)
+    assert response.status_code == 500
+    assert response.json()["error"] == {
+        "message": "broken logits",
+        "type": "server_error",
+        "param": None,
+        "code": None,
+    }
+    assert server.metric(name) == before + 2
+    assert server.get("/health").status_code == 200
 
 
 def test_metrics_tell_times_pages_hits_and_ends(server, client):

@@ -113,7 +113,13 @@ def _validation_problem(error: RequestValidationError) -> _Problem:
     if isinstance(cause, RequestError):
         return _problem(cause)
     # The location begins with "body"; after it, a number is a place in the text or in a list.
-    names = [str(part) for part in first["loc"][1:]]
-    param = ".".join(names) or None
-    message = f"{param}: {first['msg']}" if param else f"the request body: {first['msg']}"
+    places = [str(part) for part in first["loc"][1:]]
+    param = None
+    if first["type"] == "json_invalid":
+        message = f"the request body is not JSON: {cause} at character {places[0]}"
+    elif not places:
+        message = "the request body must be a JSON object with content-type: application/json"
+    else:
+        param = ".".join(places)
+        message = f"{param}: {first['msg']}"
     return _Problem(400, message, "invalid_request_error", param)

@@ -194,11 +194,11 @@ def _check_prompt(context: ServerContext, prompt: Sequence[int], params: Samplin
             raise RequestError(
                 f"{what} has a token id outside 0 to {info.vocab_size - 1}", param=what
             )
-    num_wanted = params.max_tokens or 1
+    num_wanted = max(params.max_tokens or 1, params.min_tokens)
     if len(prompt) + num_wanted > info.max_model_len:
         raise ContextLengthError(
             f"This model's maximum context length is {info.max_model_len} tokens. However, you "
             f"requested {len(prompt) + num_wanted} tokens ({len(prompt)} in the prompt, "
-            f"{num_wanted} to be generated). Please shorten the prompt or max_tokens.",
+            f"{num_wanted} to be generated). Please shorten the prompt or the answer.",
             param="prompt",
         )

@@ -17,13 +17,7 @@ from mimo_engine.config.generation import SamplingDefaults
 from mimo_engine.config.sampling import MAX_LOGPROBS, SamplingParams
 from mimo_engine.errors import RequestError
 
-__all__ = [
-    "ChatRequest",
-    "CompletionRequest",
-    "Conversation",
-    "DetokenizeRequest",
-    "TokenizeRequest",
-]
+__all__ = ["CompletionRequest", "DetokenizeRequest", "RequestModel", "SamplingRequest"]
 
 IGNORED = frozenset(
     {
@@ -41,7 +35,7 @@ IGNORED = frozenset(
 """Fields of OpenAI's API that concern its accounts and its speed, not what is generated."""
 
 
-class _RequestModel(BaseModel):
+class RequestModel(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
     not_served: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
@@ -62,12 +56,12 @@ class _RequestModel(BaseModel):
         return data
 
 
-class StreamOptions(_RequestModel):
+class StreamOptions(RequestModel):
     include_usage: bool = False
     continuous_usage_stats: bool = False
 
 
-class _SamplingRequest(_RequestModel):
+class SamplingRequest(RequestModel):
     """What completions and chat have in common. None: as if the field were not there."""
 
     model: str | None = None
@@ -92,7 +86,7 @@ class _SamplingRequest(_RequestModel):
     stream_options: StreamOptions | None = None
 
     @model_validator(mode="after")
-    def _check_stream_options(self) -> _SamplingRequest:
+    def _check_stream_options(self) -> SamplingRequest:
         if self.stream_options is not None and not self.stream:
             raise RequestError(
                 "stream_options needs stream: true; remove it", param="stream_options"
@@ -139,7 +133,7 @@ class _SamplingRequest(_RequestModel):
         return {int(key): bias for key, bias in (self.logit_bias or {}).items()}
 
 
-class CompletionRequest(_SamplingRequest):
+class CompletionRequest(SamplingRequest):
     """POST /v1/completions."""
 
     not_served: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -202,126 +196,7 @@ def _is_token_ids(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
 
 
-class Conversation(_RequestModel):
-    """What decides the text that the model reads."""
-
-    not_served: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "functions": ([],),
-        "function_call": ("none", "auto"),
-        "tools": ([],),
-        "tool_choice": ("none", "auto"),
-    }
-
-    messages: list[dict[str, Any]]
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    reasoning_effort: str | float | None = None
-    reasoning: dict[str, Any] | None = None
-    thinking: dict[str, Any] | None = None
-
-    @model_validator(mode="after")
-    def _check_open_end(self) -> Conversation:
-        if self.continue_final_message and self.add_generation_prompt:
-            raise RequestError(
-                "continue_final_message and add_generation_prompt exclude each other",
-                param="continue_final_message",
-            )
-        return self
-
-    def template_kwargs(self) -> dict[str, Any]:
-        """chat_template_kwargs, with the other ways to switch thinking mapped on the template's
-        (protocol.md 3.3): the model has on and off, no degrees."""
-        kwargs = dict(self.chat_template_kwargs or {})
-        thinks = self._thinks()
-        if thinks is not None:
-            kwargs.setdefault("enable_thinking", thinks)
-        return kwargs
-
-    def _thinks(self) -> bool | None:
-        if self.thinking is not None:
-            return _one_of(self.thinking, "thinking", "type", {"enabled": True, "disabled": False})
-        effort = self.reasoning_effort
-        if self.reasoning is not None:
-            if "enabled" in self.reasoning:
-                switch = {True: True, False: False}
-                return _one_of(self.reasoning, "reasoning", "enabled", switch)
-            effort = self.reasoning.get("effort", effort)
-        if effort is None:
-            return None
-        if isinstance(effort, str) and effort in _EFFORTS:
-            return effort != "none"
-        if isinstance(effort, int | float) and 0 <= effort < 1:
-            return True
-        raise RequestError(
-            f"reasoning_effort is {effort!r}: choose one of {', '.join(_EFFORTS)}, or a number "
-            "from 0 up to 0.99",
-            param="reasoning_effort",
-        )
-
-
-_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "ultra", "max")
-
-
-def _one_of(given: Mapping[str, Any], name: str, key: str, values: Mapping[Any, bool]) -> bool:
-    value = given.get(key)
-    if len(given) == 1 and isinstance(value, str | bool) and value in values:
-        return values[value]
-    raise RequestError(
-        f"{name} must be an object with the one key {key!r} and a value of "
-        f"{', '.join(map(repr, values))}",
-        param=name,
-    )
-
-
-class ChatRequest(Conversation, _SamplingRequest):
-    """POST /v1/chat/completions."""
-
-    not_served: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        **Conversation.not_served,
-        "audio": (),
-        "modalities": (["text"],),
-        "response_format": ({"type": "text"},),
-        "separate_reasoning": (False,),
-        "verbosity": (),
-        "web_search_options": (),
-    }
-
-    max_completion_tokens: int | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
-
-    @model_validator(mode="after")
-    def _check_logprobs(self) -> ChatRequest:
-        if self.top_logprobs is not None and not self.logprobs:
-            raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
-        return self
-
-    def sampling_params(self, defaults: SamplingDefaults) -> SamplingParams:
-        limit = self.max_completion_tokens
-        return self._sampling_params(
-            defaults,
-            max_tokens=self.max_tokens if limit is None else limit,
-            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
-        )
-
-
-class TokenizeRequest(Conversation):
-    """POST /tokenize: one of `prompt` and `messages`."""
-
-    model: str | None = None
-    prompt: str | None = None
-    messages: list[dict[str, Any]] = Field(default_factory=list)
-    add_special_tokens: bool = True
-
-    @model_validator(mode="after")
-    def _check_one(self) -> TokenizeRequest:
-        if (self.prompt is None) == (not self.messages):
-            raise RequestError("give either prompt or messages", param="prompt")
-        return self
-
-
-class DetokenizeRequest(_RequestModel):
+class DetokenizeRequest(RequestModel):
     """POST /detokenize."""
 
     model: str | None = None
