@@ -9,9 +9,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from mimo_engine.errors import EngineUnavailableError
 from mimo_engine.server.chat import conversation_token_ids
+from mimo_engine.server.chat_schemas import TokenizeRequest
 from mimo_engine.server.generation import ServerContext
 from mimo_engine.server.responses import ModelCard
-from mimo_engine.server.schemas import DetokenizeRequest, TokenizeRequest
+from mimo_engine.server.schemas import DetokenizeRequest
 from mimo_engine.server.stream import json_response
 
 __all__ = ["admin_router"]

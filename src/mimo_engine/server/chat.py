@@ -18,6 +18,7 @@ from mimo_engine.chat.template import normalise_messages
 from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.errors import RequestError
 from mimo_engine.messages import TokenLogprobs
+from mimo_engine.server.chat_schemas import ChatRequest, Conversation
 from mimo_engine.server.generation import Generation, ServerContext
 from mimo_engine.server.responses import (
     ChatChoice,
@@ -31,7 +32,6 @@ from mimo_engine.server.responses import (
     TopLogprob,
     finite,
 )
-from mimo_engine.server.schemas import ChatRequest, Conversation
 from mimo_engine.server.stream import json_response, stream_events, while_connected
 
 __all__ = ["chat_router", "conversation_token_ids"]
