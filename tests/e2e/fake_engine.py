@@ -5,8 +5,8 @@ prompt's length and special tokens left out; after one pass comes the end-of-tex
 knows every expected answer from the prompt alone. `num_preemptions` counts aborts that hit a live
 request; the full group has one page for each live request.
 
-A prompt may also hold a script: token ids between <|fim_prefix|> and <|fim_suffix|>. The last one is
-then the answer, token for token, in steps of `seed` tokens (1 without a seed).
+A prompt may also hold a script: token ids between <|fim_prefix|> and <|fim_suffix|>. The last one
+is then the answer, token for token, in steps of `seed` tokens (1 without a seed).
 """
 
 import json

@@ -12,6 +12,7 @@ templates.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -200,9 +201,57 @@ def normalise_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
     A missing or null content is "". `input_audio` parts get the type `audio`. Text parts of a
     tool message are joined with single spaces, thinking parts of an assistant message become its
     reasoning_content, and `reasoning` is another name for that. Arguments of a tool call are an
-    object. RequestError names the message and the field that cannot be brought into this form.
+    object. Results of tools come in the order of their calls, since templates of this family show
+    no ids. RequestError names the message and the field that cannot be brought into this form.
     """
-    return [_normalise(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    normal = [_normalise(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    begin = 0
+    for is_tool, run in itertools.groupby(normal, lambda message: message["role"] == "tool"):
+        end = begin + len(list(run))
+        if is_tool:
+            calls = normal[begin - 1].get("tool_calls", []) if begin else []
+            normal[begin:end] = _in_order_of_calls(normal[begin:end], calls, begin)
+        begin = end
+    return normal
+
+
+def _in_order_of_calls(
+    results: Sequence[Message], calls: Sequence[Message], begin: int
+) -> list[Message]:
+    """`results` (messages from `begin` on) by the ids of `calls`, the calls just before them.
+
+    Without an id on each of them they are taken to be in order. RequestError: an id that no call
+    has, two results for one call, or a result missing before another one.
+    """
+    ids = [call.get("id") for call in calls]
+    answered = [result.get("tool_call_id") for result in results]
+    for one in (*ids, *answered):
+        if not isinstance(one, str | None):
+            raise RequestError(f"the id of a tool call is a string, not {one!r}", param="messages")
+    place = {one: i for i, one in enumerate(ids)}
+    for i, one in enumerate(answered):
+        if one is not None and one not in place and None not in place:
+            raise RequestError(
+                f"messages[{begin + i}].tool_call_id is {one!r}, which no tool call of the "
+                "message before the results has",
+                param="messages",
+            )
+    if None in place or None in answered or len(place) < len(ids):
+        return list(results)
+    result_of = dict(zip(answered, results, strict=True))
+    if len(result_of) < len(results):
+        raise RequestError(
+            f"messages[{begin}] to [{begin + len(results) - 1}] hold two results of one tool call",
+            param="messages",
+        )
+    missing = next((one for one in ids[: len(results)] if one not in result_of), None)
+    if missing is not None:
+        raise RequestError(
+            f"the tool call {missing!r} has no result, and a later one has: templates show "
+            "results by their order alone, so send one for each call",
+            param="messages",
+        )
+    return [result_of[one] for one in ids[: len(results)]]
 
 
 def _normalise(message: Mapping[str, Any], where: str) -> Message:

@@ -94,3 +94,48 @@ def test_what_no_template_can_show_is_refused_by_name(message, field):
     with pytest.raises(RequestError, match=rf"messages\[0\].{field}") as caught:
         normalise_messages([message])
     assert caught.value.param == "messages"
+
+
+def calls_of(*ids):
+    calls = [{**call("{}"), "id": one} for one in ids]
+    return assistant(tool_calls=calls)
+
+
+def result_of(one, content="x"):
+    return {"role": "tool", "tool_call_id": one, "content": content}
+
+
+def test_results_come_in_the_order_of_their_calls():
+    messages = [
+        calls_of("a", "b", "c"),
+        *(result_of(one, one) for one in "cab"),
+        calls_of("b", "a"),
+        *(result_of(one, one) for one in "ab"),
+    ]
+    found = [m["content"] for m in normalise_messages(messages) if m["role"] == "tool"]
+    assert found == ["a", "b", "c", "b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "answered"),
+    [(("a", None), "ba"), (("a", "a"), "aa"), (("a", "b"), (None, "a")), (("a", "b"), "a")],
+)
+def test_results_that_ids_do_not_place_stay_where_they_are(ids, answered):
+    results = [result_of(one, str(i)) for i, one in enumerate(answered)]
+    assert normalise_messages([calls_of(*ids), *results])[1:] == results
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ([calls_of("a"), result_of("b")], r"messages\[1\].tool_call_id is 'b'"),
+        ([assistant(), result_of("a")], r"messages\[1\].tool_call_id is 'a'"),
+        ([result_of("a")], r"messages\[0\].tool_call_id is 'a'"),
+        ([calls_of("a", "b"), result_of("a"), result_of("a")], "two results of one tool call"),
+        ([calls_of({}), result_of("a")], "id of a tool call is a string"),
+        ([calls_of("a", "b"), result_of("b")], "'a' has no result"),
+    ],
+)
+def test_results_that_ids_cannot_place_are_refused(messages, said):
+    with pytest.raises(RequestError, match=said):
+        normalise_messages(messages)
