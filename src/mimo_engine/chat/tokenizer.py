@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +97,8 @@ class Tokenizer:
         """1 + the highest id with a token. The model's rows from here on are never sampled."""
         return len(self._bytes)
 
-    def encode(
-        self, text: str, *, add_special_tokens: bool = False, parse_special: bool = True
-    ) -> list[int]:
-        """Ids of `text`. Rendered templates and prompts are read with `parse_special`: the text
-        `<|im_end|>` becomes that token, as in vLLM and SGLang. Without it every added token is
-        ordinary text, so that quoted data cannot forge the markup of a conversation.
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        """Ids of `text`. The text `<|im_end|>` becomes that token, as in vLLM and SGLang.
 
         `add_special_tokens` applies the post-processor of tokenizer.json; this family's adds none.
         RequestError: text that is not valid Unicode (half of a surrogate pair).
@@ -115,8 +110,7 @@ class Tokenizer:
                 f"the text holds half of a surrogate pair at character {error.start}; "
                 "send whole characters"
             ) from None
-        core = self._core if parse_special else self._plain_core
-        return core.encode(text, add_special_tokens=add_special_tokens).ids
+        return self._core.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Text of `ids`; bytes that are not UTF-8 become U+FFFD. RequestError: an unknown id."""
@@ -161,6 +155,10 @@ class Tokenizer:
         found = (self.find_id(name) for name in STOP_NAMES)
         return tuple(token_id for token_id in found if token_id is not None)
 
+    def to_json(self) -> str:
+        """The text of tokenizer.json, with the tokens that only tokenizer_config.json declares."""
+        return self._core.to_str()
+
     def assert_family_ids(self) -> None:
         """CheckpointError where the full vocabulary has other ids than the family's.
 
@@ -176,13 +174,6 @@ class Tokenizer:
                     f"tokenizer.json gives {name!r} the id {found}; the weights of this family "
                     f"are trained with {expected}. Use the tokenizer.json that came with them"
                 )
-
-    @cached_property
-    def _plain_core(self) -> tokenizers.Tokenizer:
-        """The same BPE with no added token."""
-        content = json.loads(self._core.to_str())
-        content["added_tokens"] = []
-        return tokenizers.Tokenizer.from_str(json.dumps(content))
 
 
 def _token_bytes(core: tokenizers.Tokenizer) -> list[bytes]:
