@@ -19,12 +19,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, regex_to_lark
 
 from mimo_engine.config.sampling import GrammarSpec
 from mimo_engine.errors import RequestError
 
-__all__ = ["JSON_OPTIONS", "MAX_GRAMMAR_BYTES", "GrammarCompiler", "Matcher"]
+__all__ = ["JSON_OPTIONS", "MAX_GRAMMAR_BYTES", "GrammarCompiler", "Matcher", "regex_source"]
 
 MAX_GRAMMAR_BYTES = 128 * 1024
 _JSON_WHITESPACE = r"\x20|\n\x20{0,24}|\n\t{0,12}"
@@ -171,6 +171,11 @@ class GrammarCompiler:
         if core.is_error():
             return f"the {name} cannot be enforced: {_first_line(core.get_error())}"
         return core
+
+
+def regex_source(pattern: str) -> str:
+    """`pattern`, in JSON schema's dialect, as it stands between the slashes of a grammar."""
+    return regex_to_lark(pattern, use_ascii="dw")
 
 
 def _source(spec: GrammarSpec) -> str:

@@ -1,0 +1,271 @@
+"""A grammar of the family's own call format, for `tool_choice` required or a named tool.
+
+    <tool_call>\\n<function=NAME>\\n<parameter=K>V</parameter>\\n ... </function>\\n</tool_call>
+
+(protocol.md 4.1), one call or several without anything between. The grammar is narrower than the
+schemas, so that whatever is generated parses into valid arguments:
+
+- a call has all required parameters and any of the other declared ones, each at most once, in the
+  schema's order, and no others;
+- a parameter that may be a string is raw text: one of its enum, or what pattern, minLength and
+  maxLength allow, without the markup at which a reader of the format ends a value. `format` is an
+  annotation, as in the standard. Where null is allowed too, it is spelled `null`;
+- any other parameter is JSON of its schema.
+
+A schema that says more than can be kept is refused, and the message names the keyword.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from mimo_engine.config.sampling import GrammarSpec
+from mimo_engine.errors import RequestError
+from mimo_engine.grammar.library import JSON_OPTIONS, regex_source
+
+__all__ = ["tool_grammar"]
+
+_MAX_DEPTH = 32
+# Of an object, what a list of parameters in fixed order cannot keep.
+_UNKEPT = (
+    *("allOf", "anyOf", "oneOf", "not", "if", "then", "else", "const", "enum"),
+    *("patternProperties", "propertyNames", "maxProperties"),
+    *("dependentRequired", "dependentSchemas", "dependencies"),
+)
+# MARKUP below, as Python reads it.
+_MARKUP = re.compile(r"</parameter>|</?tool_call>|(?:^|\n)(?:<parameter=|<function=|</function>)")
+_NULL: list[dict[str, Any]] = [{"values": ["null"]}]
+_STRING_KEYWORDS = ("minLength", "maxLength", "pattern")
+
+_PRELUDE = r"""
+// Where a reader ends a value: a closing tag anywhere, other markup at the start of a line.
+MARKUP: /(?s:.*)(<\/parameter>|<\/?tool_call>)(?s:.*)/ | LINE
+LINE: /(?s:(.*\n)?)(<parameter=|<function=|<\/function>)(?s:.*)/
+TEXT: /(?s:.*)/ & ~MARKUP
+text[lazy]: TEXT "</parameter>\n"
+"""
+
+
+def tool_grammar(
+    tools: Sequence[Mapping[str, Any]], name: str | None = None, *, parallel: bool = True
+) -> GrammarSpec:
+    """For the `tools` of an OpenAI request: a call of any, or of the one called `name`.
+
+    `parallel`: one call or more; without it, exactly one. RequestError: `name` is none of theirs,
+    or a schema cannot be kept. `GrammarCompiler.check` of the result has the last word on schemas.
+    """
+    functions = [tool["function"] for tool in tools]
+    chosen = [function for function in functions if name in (None, function["name"])]
+    if not chosen:
+        raise RequestError(f"Tool {name!r:.80} not found in tools list.", param="tool_choice")
+    lines = [
+        "start: call+" if parallel else "start: call",
+        f"call: <tool_call> ({_either(f'f{i}' for i in range(len(chosen)))}) </tool_call>",
+        _PRELUDE,
+    ]
+    for i, function in enumerate(chosen):
+        lines += _Function(f"f{i}", function).lines()
+    return GrammarSpec(kind="lark", text="\n".join(lines))
+
+
+class _Function:
+    """The rules of one function; their names begin with `prefix`."""
+
+    def __init__(self, prefix: str, function: Mapping[str, Any]) -> None:
+        self._prefix = prefix
+        self._name = function["name"]
+        self._root = _mapping(function.get("parameters") or {}, self._refusal)
+
+    def lines(self) -> list[str]:
+        schema = self._resolve(self._root)
+        declared = _mapping(schema.get("properties", {}), self._refusal)
+        required = list(schema.get("required", ()))
+        self._check_kept(schema, required)
+        body: list[str] = []
+        rules: list[str] = []
+        for i, key in enumerate(dict.fromkeys((*declared, *required))):
+            value = declared.get(key, schema.get("additionalProperties", True))
+            rule = f"{self._prefix}p{i}"
+            value_rules = self._value(rule, key, value)
+            if value_rules:
+                body.append(rule if key in required else f"{rule}?")
+                rules += value_rules
+            elif key in required:
+                raise self._refusal(f"no value is allowed for the required {key!r:.80}")
+        head = _literal(f"\n<function={self._name}>\n")
+        return [
+            f"{self._prefix}: {head} {' '.join(body)} {_literal('</function>' + chr(10))}",
+            *rules,
+        ]
+
+    def _check_kept(self, schema: Mapping[str, Any], required: Sequence[str]) -> None:
+        unkept = next((keyword for keyword in _UNKEPT if keyword in schema), None)
+        if unkept is None and schema.get("minProperties", 0) > len(required):
+            unkept = "minProperties"
+        if unkept is not None:
+            raise self._refusal(
+                f"{unkept!r} at the top of parameters cannot be guaranteed under a required or "
+                "named tool_choice; use auto, or say it inside a property"
+            )
+
+    def _value(self, rule: str, key: str, schema: Any) -> list[str]:
+        """The rules of one parameter with its tags; none when nothing is valid."""
+        head = _literal(f"<parameter={key}>")
+        forms = self._string_forms(schema, 0)
+        if forms is None:
+            document = dict(_mapping(schema, self._refusal))
+            for name in ("$defs", "definitions"):
+                if name in self._root and '"$ref"' in json.dumps(schema):
+                    document.setdefault(name, self._root[name])
+            document["x-guidance"] = JSON_OPTIONS
+            tail = _literal("</parameter>\n")
+            return [f"{rule}: {head} {rule}v {tail}", f"{rule}v: %json {json.dumps(document)}"]
+        if not any(form.get("values", True) for form in forms):
+            return []
+        if any(form == {} for form in forms):
+            return [f"{rule}: {head} text"]
+        rules = []
+        for i, form in enumerate(forms):
+            rules += self._string_rule(f"{rule}s{i}", form)
+        return [f"{rule}: {head} ({_either(f'{rule}s{i}' for i in range(len(forms)))})", *rules]
+
+    def _string_rule(self, rule: str, form: Mapping[str, Any]) -> list[str]:
+        """A raw value of `form` and its closing tag."""
+        if "values" in form:
+            # With its end each literal is no other's beginning.
+            ends = (_literal(f"{value}</parameter>\n") for value in form["values"])
+            return [f"{rule}: {_either(ends)}"]
+        least, most = form.get("minLength", 0), form.get("maxLength", "")
+        parts = [f"/(?s:.{{{least},{most}}})/", "~MARKUP"]
+        if "pattern" in form:
+            parts.append(f"/{regex_source(_anchored(form['pattern']))}/")
+        terminal = rule.upper()
+        return [
+            f"{rule}[lazy]: {terminal} {_literal('</parameter>' + chr(10))}",
+            f"{terminal}: {' & '.join(parts)}",
+        ]
+
+    def _string_forms(self, schema: Any, depth: int) -> list[dict[str, Any]] | None:
+        """The ways in which a string is valid: {} for any, `values`, or keywords of strings. None
+        when a string is not what the schema describes; empty when nothing is valid."""
+        if isinstance(schema, bool):
+            return [{}] if schema else []
+        if depth > _MAX_DEPTH:
+            raise self._refusal(f"unions and references are nested more than {_MAX_DEPTH} deep")
+        schema = self._resolve(_mapping(schema, self._refusal))
+        for part in schema.get("allOf", ()):
+            schema = self._joined({k: v for k, v in schema.items() if k != "allOf"}, part)
+        for union in ("anyOf", "oneOf"):
+            if union in schema:
+                rest = {key: value for key, value in schema.items() if key != union}
+                found = [
+                    self._string_forms(self._joined(rest, branch), depth + 1)
+                    for branch in schema[union]
+                    if branch is not False
+                ]
+                forms = [form for forms in found for form in forms or ()]
+                if union == "oneOf" and sum("values" not in form for form in forms) > 1:
+                    raise self._refusal("oneOf with several kinds of string; use anyOf")
+                has_null = any(_is_null(branch) for branch in schema[union])
+                return [*forms, *(_NULL if has_null else [])] if forms else None
+        return _plain_forms(schema)
+
+    def _joined(self, left: Mapping[str, Any], right: Any) -> dict[str, Any]:
+        """Both schemas at once. RequestError: where they say different things."""
+        right = {} if right is True else self._resolve(_mapping(right, self._refusal))
+        for key in left.keys() & right.keys() - {"title", "description", "default", "examples"}:
+            if left[key] != right[key]:
+                raise self._refusal(f"two different {key!r:.80} for one value cannot be kept")
+        return {**left, **right}
+
+    def _resolve(self, schema: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`schema` with what its $ref says."""
+        for _ in range(_MAX_DEPTH):
+            if "$ref" not in schema:
+                return schema
+            rest = {key: value for key, value in schema.items() if key != "$ref"}
+            target = self._target(schema["$ref"])
+            schema = {**target, **rest}
+        raise self._refusal("references lead in a circle")
+
+    def _target(self, reference: Any) -> Mapping[str, Any]:
+        target: Any = self._root
+        for part in str(reference).removeprefix("#").split("/")[1:]:
+            key = part.replace("~1", "/").replace("~0", "~")
+            target = target.get(key) if isinstance(target, Mapping) else None
+        return _mapping(target, self._refusal)
+
+    def _refusal(self, message: str) -> RequestError:
+        return RequestError(f"tool {self._name!r:.80}: {message}", param="tools")
+
+
+def _plain_forms(schema: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """As _string_forms, of a schema without references and unions."""
+    types = schema.get("type", "string")
+    types = [types] if isinstance(types, str) else types
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    if values is not None:
+        strings = [value for value in values if isinstance(value, str) and "string" in types]
+        if not strings:
+            return None
+        spelled = [*strings, *(["null"] if None in values else [])]
+        return [{"values": [value for value in spelled if not _MARKUP.search(value)]}]
+    if "string" not in types:
+        return None
+    form = {key: schema[key] for key in _STRING_KEYWORDS if key in schema}
+    return [form, *_NULL] if form and "null" in types else [form]
+
+
+def _is_null(schema: Any) -> bool:
+    return isinstance(schema, Mapping) and schema.get("type") == "null"
+
+
+def _anchored(pattern: str) -> str:
+    """`pattern`, which the standard searches for anywhere, as one that matches whole values.
+
+    Anchors are understood at the ends of its alternatives; elsewhere the library refuses them.
+    """
+    branches = []
+    for branch in _alternatives(pattern):
+        head, tail = "(?s:.*)", "(?s:.*)"
+        if branch.startswith("^"):
+            branch, head = branch[1:], ""
+        if re.search(r"(?<!\\)(?:\\\\)*\$\Z", branch):
+            branch, tail = branch[:-1], ""
+        branches.append(f"{head}(?:{branch}){tail}")
+    return "|".join(branches)
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """`pattern` cut at each `|` that stands in no group, class or escape."""
+    pieces = [""]
+    depth, in_class = 0, False
+    for token in re.findall(r"\\.|.", pattern, re.DOTALL):
+        if token == "|" and not depth and not in_class:
+            pieces.append("")
+            continue
+        if in_class:
+            in_class = token != "]"
+        elif token == "[":
+            in_class = True
+        else:
+            depth += {"(": 1, ")": -1}.get(token, 0)
+        pieces[-1] += token
+    return pieces
+
+
+def _either(rules: Iterable[str]) -> str:
+    return " | ".join(rules)
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _mapping(value: Any, refusal: Callable[[str], RequestError]) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise refusal(f"{value!r:.80} is not a schema")
+    return value
