@@ -18,7 +18,7 @@ from transformers import MiMoV2FlashForCausalLM
 from mimo_engine import LLM, SamplingParams
 from mimo_engine.checkpoint.export import ExportFormat
 from mimo_engine.config.engine import CacheConfig, ModelSettings, SchedulerConfig
-from mimo_engine.engine.executor import LocalExecutor
+from mimo_engine.engine.executor import Executor
 from mimo_engine.scheduler.plan import StepPlan, StepResult
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)
@@ -48,10 +48,10 @@ def load(path: Path, **cache) -> LLM:
 
 
 @dataclass
-class RecordingExecutor(LocalExecutor):
+class RecordingExecutor(Executor):
     """Keeps the logits of every row that the engine computes, by position."""
 
-    inner: LocalExecutor
+    inner: Executor
     logits: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def run(self, plan: StepPlan) -> StepResult:

@@ -15,7 +15,7 @@ import torch
 from mimo_engine.bench.record import append_result
 from mimo_engine.chat.detokenize import OutputText
 from mimo_engine.config.sampling import SamplingParams
-from mimo_engine.engine.executor import LocalExecutor
+from mimo_engine.engine.executor import Executor
 from mimo_engine.llm import LLM
 from mimo_engine.messages import NewRequest
 from mimo_engine.model.batch import ForwardBatch
@@ -61,7 +61,7 @@ class Measurement:
 def measure(llm: LLM, batch: int, params: SamplingParams, *, num_steps: int) -> Measurement:
     """Decode `batch` requests of 256 prompt tokens for `num_steps` steps."""
     core = llm.core
-    assert isinstance(core.executor, LocalExecutor)
+    assert isinstance(core.executor, Executor)
     runner = core.executor.worker.runner
     assert runner is not None
     timed = _TimedModel(runner.model)

@@ -8,14 +8,14 @@ group can use is known from the limits of the scheduler, and the rest goes to fu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mimo_engine.config.model import ModelConfig
+from mimo_engine.config.engine import GIB
+from mimo_engine.config.model import AttentionKind, ModelConfig
 from mimo_engine.errors import ConfigError
 
 __all__ = ["CacheLayout", "KVGroup", "kv_groups", "max_window_pages", "num_pages_for", "plan_cache"]
-
-GIB = 1024**3
 
 MIN_SERVED_TOKENS = 256
 """A cache that holds less than this, when the model takes more, is a mistake and not a choice."""
@@ -25,7 +25,6 @@ MIN_SERVED_TOKENS = 256
 class KVGroup:
     """The layers that share one page table."""
 
-    name: str
     layer_indices: tuple[int, ...]
     elements_per_token: int
     """K and V of every KV head of every layer in the group, on one rank."""
@@ -65,28 +64,21 @@ class CacheLayout:
 
 
 def kv_groups(
-    config: ModelConfig,
-    *,
-    full_kv_heads: int | None = None,
-    sliding_kv_heads: int | None = None,
+    config: ModelConfig, kv_heads: Mapping[AttentionKind, int] | None = None
 ) -> tuple[KVGroup, KVGroup]:
     """The (full, sliding) groups of the model, either of which may have no layers.
 
-    full_kv_heads, sliding_kv_heads: KV heads that one layer of the kind keeps on this rank, where
-    tensor parallelism divides, replicates or pads them; by default those of the model.
+    kv_heads: KV heads that one layer of the kind keeps on this rank, where tensor parallelism
+    divides, replicates or pads them; by default those of the model.
     """
     groups: list[KVGroup] = []
-    for name, slides, kv_heads in (
-        ("full", False, full_kv_heads),
-        ("sliding", True, sliding_kv_heads),
-    ):
-        indices = tuple(i for i, spec in enumerate(config.layers) if spec.is_sliding == slides)
+    for kind in (AttentionKind.FULL, AttentionKind.SLIDING):
+        layers = {i: spec for i, spec in enumerate(config.layers) if spec.attention is kind}
         elements = 0
-        for index in indices:
-            spec = config.layers[index]
-            per_head = spec.kv_elements_per_token // spec.num_kv_heads
-            elements += per_head * (spec.num_kv_heads if kv_heads is None else kv_heads)
-        groups.append(KVGroup(name=name, layer_indices=indices, elements_per_token=elements))
+        for spec in layers.values():
+            num_heads = spec.num_kv_heads if kv_heads is None else kv_heads[kind]
+            elements += spec.kv_elements_per_token // spec.num_kv_heads * num_heads
+        groups.append(KVGroup(layer_indices=tuple(layers), elements_per_token=elements))
     return groups[0], groups[1]
 
 
@@ -109,8 +101,7 @@ def plan_cache(
     max_num_seqs: int,
     max_num_batched_tokens: int,
     max_model_len: int,
-    full_kv_heads: int | None = None,
-    sliding_kv_heads: int | None = None,
+    kv_heads: Mapping[AttentionKind, int] | None = None,
 ) -> CacheLayout:
     """Divide `budget_bytes` of one rank between the two groups.
 
@@ -124,9 +115,7 @@ def plan_cache(
     max_model_len is the longest that requests may be; what the layout can hold of it is its
     `longest_request`. Raises ConfigError when not even one request of useful length fits.
     """
-    full, sliding = kv_groups(
-        config, full_kv_heads=full_kv_heads, sliding_kv_heads=sliding_kv_heads
-    )
+    full, sliding = kv_groups(config, kv_heads)
     full_page_bytes = page_size * full.bytes_per_token(bytes_per_element)
     sliding_page_bytes = page_size * sliding.bytes_per_token(bytes_per_element)
     pages_of_longest = num_pages_for(max_model_len, page_size)

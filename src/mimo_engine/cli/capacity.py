@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from mimo_engine.cache.groups import CacheLayout, kv_groups, max_window_pages, plan_cache
 from mimo_engine.checkpoint.params import ParamSpec, Storage, parameter_specs
 from mimo_engine.config.engine import CacheConfig, SchedulerConfig
-from mimo_engine.config.model import LayerSpec, ModelConfig
+from mimo_engine.config.model import AttentionKind, ModelConfig
 from mimo_engine.distributed.plan import ParallelPlan
 
 __all__ = ["KVCost", "WeightGroup", "kv_cost", "layout_for", "weight_groups"]
@@ -96,7 +96,7 @@ def weight_groups(
 
 def kv_cost(config: ModelConfig, plan: ParallelPlan, *, dtype_bytes: int, page_size: int) -> KVCost:
     """What the KV cache of one rank costs by the token and by the sequence."""
-    full, sliding = kv_groups(config, **_kv_heads(config, plan))
+    full, sliding = kv_groups(config, _kv_heads(config, plan))
     pages = 0 if config.window is None else max_window_pages(config.window, page_size)
     return KVCost(
         full_bytes_per_token=full.bytes_per_token(dtype_bytes),
@@ -122,20 +122,13 @@ def layout_for(
         max_num_seqs=scheduler.max_num_seqs,
         max_num_batched_tokens=scheduler.max_num_batched_tokens,
         max_model_len=scheduler.context_len(config.max_position_embeddings),
-        **_kv_heads(config, plan),
+        kv_heads=_kv_heads(config, plan),
     )
 
 
-def _kv_heads(config: ModelConfig, plan: ParallelPlan) -> dict[str, int | None]:
-    """KV heads that one rank keeps, by kind of layer; None where the model has no such layer."""
-
-    def of(layers: list[LayerSpec]) -> int | None:
-        return plan.heads(layers[0]).slots_per_rank if layers else None
-
-    return {
-        "full_kv_heads": of([layer for layer in config.layers if not layer.is_sliding]),
-        "sliding_kv_heads": of([layer for layer in config.layers if layer.is_sliding]),
-    }
+def _kv_heads(config: ModelConfig, plan: ParallelPlan) -> dict[AttentionKind, int]:
+    """KV heads that one rank keeps, by kind of layer."""
+    return {layer.attention: plan.heads(layer).slots_per_rank for layer in config.layers}
 
 
 def _format(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from tyro.conf import PositionalRequiredArgs
 
@@ -40,16 +40,7 @@ def run(command: Command) -> int:
         top_k=command.top_k,
         seed=command.seed,
     )
-    engine = command.engine
-    llm = LLM(
-        engine.model,
-        dtype=engine.dtype,
-        device=engine.device,
-        settings=engine.settings,
-        cache=engine.cache,
-        scheduler=engine.scheduler,
-        parallel=engine.parallel,
-    )
+    llm = LLM(**{part.name: getattr(command.engine, part.name) for part in fields(command.engine)})
     try:
         if command.chat:
             outputs = llm.chat([{"role": "user", "content": command.prompt}], params)

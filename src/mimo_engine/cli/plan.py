@@ -10,12 +10,10 @@ from tyro.conf import Positional
 from mimo_engine.cache.groups import CacheLayout
 from mimo_engine.cli.capacity import KVCost, WeightGroup, kv_cost, layout_for, weight_groups
 from mimo_engine.cli.model_argument import num_mtp_layers, read_config_json
-from mimo_engine.config.engine import CacheConfig, ModelSettings, SchedulerConfig
+from mimo_engine.config.engine import GIB, CacheConfig, ModelSettings, SchedulerConfig
 from mimo_engine.config.model import ModelConfig, parse_model_config
 from mimo_engine.distributed.plan import ParallelPlan
 from mimo_engine.errors import ConfigError
-
-GIB = 2**30
 
 GPU_MIB = {"a100": 81_920, "h100": 81_559, "h20": 97_871, "h200": 143_771, "b200": 183_359}
 """Memory that the driver reports, MiB."""

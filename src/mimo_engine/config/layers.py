@@ -133,7 +133,7 @@ def _attention_geometry(
     """Per attention kind, the attention fields of its LayerSpec."""
     num_heads = reader.take("num_attention_heads", int)
     num_kv_heads = reader.take("num_key_value_heads", int)
-    hidden_size = reader.peek("hidden_size", int)
+    hidden_size = reader.take("hidden_size", int)
     head_dim = reader.take("head_dim", int, default=None) or hidden_size // num_heads
     v_head_dim = reader.take("v_head_dim", int, default=None) or head_dim
     value_scale = reader.take("attention_value_scale", float, default=None)

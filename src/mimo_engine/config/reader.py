@@ -37,10 +37,6 @@ class ConfigReader:
             raise ConfigError(f"{self._where}: {key!r} must be {kind.__name__}, not {value!r}")
         return value
 
-    def peek(self, key: str, kind: type) -> Any:
-        """`take` by a second reader of the same key."""
-        return self.take(key, kind)
-
     def take_any(self, key: str, *, default: Any = _MISSING) -> Any:
         """The value of `key`, whatever its type."""
         self._read.add(key)

@@ -14,17 +14,17 @@ import logging
 import secrets
 from pathlib import Path
 
-from mimo_engine.cache.groups import CacheLayout, plan_cache
+from mimo_engine.cache.groups import plan_cache
 from mimo_engine.cache.manager import CacheManager
 from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.config.engine import EngineConfig
-from mimo_engine.config.model import AttentionKind, ModelConfig, load_model_config
+from mimo_engine.config.model import load_model_config
 from mimo_engine.engine.executor import Executor, build_executor
 from mimo_engine.errors import ConfigError, RequestError
 from mimo_engine.messages import EngineInfo, EngineStats, NewRequest, TokenOutput
 from mimo_engine.scheduler.scheduler import Scheduler
 
-__all__ = ["EngineCore", "build_engine", "plan_layout"]
+__all__ = ["EngineCore", "build_engine"]
 
 _logger = logging.getLogger(__name__)
 
@@ -92,7 +92,16 @@ def build_engine(config: EngineConfig) -> EngineCore:
         )
     executor = build_executor(config, model_config, num_live_tokens=tokenizer.num_tokens)
     wanted_len = config.scheduler.context_len(model_config.max_position_embeddings)
-    layout = plan_layout(config, model_config, executor, wanted_len)
+    layout = plan_cache(
+        model_config,
+        executor.kv_budget_bytes(),
+        page_size=config.cache.page_size,
+        bytes_per_element=executor.worker.dtype.itemsize,
+        max_num_seqs=config.scheduler.max_num_seqs,
+        max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
+        max_model_len=wanted_len,
+        kv_heads=executor.worker.kv_heads,
+    )
     max_model_len = layout.longest_request(wanted_len)
     if config.scheduler.max_model_len is not None and max_model_len < wanted_len:
         raise ConfigError(
@@ -118,23 +127,6 @@ def build_engine(config: EngineConfig) -> EngineCore:
     )
     _logger.info("engine ready: %s, KV cache %.2f GiB", info, layout.total_bytes / 2**30)
     return EngineCore(executor, scheduler, info)
-
-
-def plan_layout(
-    config: EngineConfig, model_config: ModelConfig, executor: Executor, max_model_len: int
-) -> CacheLayout:
-    """The cache that every rank can hold."""
-    return plan_cache(
-        model_config,
-        executor.kv_budget_bytes(),
-        page_size=config.cache.page_size,
-        bytes_per_element=executor.bytes_per_element,
-        max_num_seqs=config.scheduler.max_num_seqs,
-        max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
-        max_model_len=max_model_len,
-        full_kv_heads=executor.kv_heads.get(AttentionKind.FULL),
-        sliding_kv_heads=executor.kv_heads.get(AttentionKind.SLIDING),
-    )
 
 
 def _check_vocabulary(request: NewRequest, vocab_size: int) -> None:

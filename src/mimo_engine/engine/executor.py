@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
-from typing import Protocol
 
 import msgspec
 import torch
@@ -21,40 +20,16 @@ import torch.distributed as dist
 
 from mimo_engine.cache.groups import CacheLayout
 from mimo_engine.config.engine import EngineConfig
-from mimo_engine.config.model import AttentionKind, ModelConfig
+from mimo_engine.config.model import ModelConfig
 from mimo_engine.distributed.groups import ProcessGroupComm, SingleRank
 from mimo_engine.distributed.plan import ParallelPlan
 from mimo_engine.errors import ConfigError, EngineDeadError
 from mimo_engine.scheduler.plan import StepPlan, StepResult
 from mimo_engine.worker.worker import Worker, resolve_device
 
-__all__ = ["Executor", "LocalExecutor", "MultiprocessExecutor", "build_executor"]
+__all__ = ["Executor", "build_executor"]
 
 _COLLECTIVE_TIMEOUT = timedelta(seconds=600)
-
-
-class Executor(Protocol):
-    """Runs plans, one at a time, on all ranks."""
-
-    @property
-    def bytes_per_element(self) -> int:
-        """Of the cache."""
-        ...
-
-    @property
-    def kv_heads(self) -> dict[AttentionKind, int]:
-        """KV slots a rank caches, by attention kind."""
-        ...
-
-    def kv_budget_bytes(self) -> int:
-        """What the rank with the least memory can give to K and V."""
-        ...
-
-    def allocate(self, layout: CacheLayout, *, max_model_len: int) -> None: ...
-
-    def run(self, plan: StepPlan) -> StepResult: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,21 +40,14 @@ class _Allocate:
     max_model_len: int
 
 
-class LocalExecutor:
-    """One rank, in this process."""
+class Executor:
+    """Runs plans, one at a time: on one rank, in this process."""
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
 
-    @property
-    def bytes_per_element(self) -> int:
-        return self.worker.dtype.itemsize
-
-    @property
-    def kv_heads(self) -> dict[AttentionKind, int]:
-        return self.worker.kv_heads
-
     def kv_budget_bytes(self) -> int:
+        """What the rank with the least memory can give to K and V."""
         return self.worker.kv_budget_bytes()
 
     def allocate(self, layout: CacheLayout, *, max_model_len: int) -> None:
@@ -92,7 +60,7 @@ class LocalExecutor:
         """Nothing outlives the object."""
 
 
-class MultiprocessExecutor(LocalExecutor):
+class _ParallelExecutor(Executor):
     """Rank 0 here, every other rank in a child; the ranks meet in their collectives.
 
     A child that dies breaks the next collective, which raises here; children end when their pipe
@@ -150,7 +118,7 @@ def build_executor(
             comm=SingleRank(),
             num_live_tokens=num_live_tokens,
         )
-        return LocalExecutor(worker)
+        return Executor(worker)
     if resolve_device(config.device).type == "cuda" and torch.cuda.device_count() < tp_size:
         raise ConfigError(
             f"--tensor-parallel-size {tp_size}: this torch sees {torch.cuda.device_count()} GPUs"
@@ -170,7 +138,7 @@ def build_executor(
             _receive(pipe)
         worker = _join(config, model_config, num_live_tokens, 0, rendezvous)
         budgets = [int(_receive(pipe)) for pipe in pipes]
-    return MultiprocessExecutor(worker, pipes, budgets)
+    return _ParallelExecutor(worker, pipes, budgets)
 
 
 def _join(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["LogprobRow", "check_finite", "logprob_rows", "prompt_logprobs"]
+__all__ = ["LogprobRow", "check_finite", "logprob_rows"]
 
 # Rows scored together: bounds the scratch memory at the full vocabulary (64 rows: 0.2 GB).
 _ROWS_AT_ONCE = 64
@@ -28,13 +28,6 @@ class LogprobRow:
     """1 + the number of tokens with a strictly greater log-probability."""
     top: list[tuple[int, float]]
     """The most likely (token id, logprob), best first, equal ones by id."""
-
-
-def prompt_logprobs(
-    logits: torch.Tensor, target_ids: Sequence[int], k: int, *, num_live_tokens: int
-) -> list[LogprobRow]:
-    """Row r of `logits` [R, V] scores the prompt token `target_ids[r]` that follows it."""
-    return logprob_rows(logits, target_ids, [k] * len(target_ids), num_live_tokens=num_live_tokens)
 
 
 def logprob_rows(

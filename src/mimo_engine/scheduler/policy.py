@@ -15,7 +15,7 @@ from hashlib import blake2b
 
 from mimo_engine.config.sampling import SamplingParams
 
-__all__ = ["Accepted", "accept_tokens", "derive_seed", "longest_total", "spare_pages", "stop_ids"]
+__all__ = ["Accepted", "accept_tokens", "derive_seed", "longest_total", "stop_ids"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +67,3 @@ def derive_seed(engine_seed: int, arrival: int) -> int:
     """A 63-bit seed for the request that arrived as number `arrival` and chose none."""
     digest = blake2b(f"{engine_seed}:{arrival}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-def spare_pages(num_running: int) -> int:
-    """Full pages to leave when admitting: the next one each running request will want.
-
-    Without them the newcomer would be preempted as soon as the others grow.
-    """
-    return num_running

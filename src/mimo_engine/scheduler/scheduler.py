@@ -18,14 +18,13 @@ from heapq import heappop, heappush
 from mimo_engine.cache.manager import CacheManager
 from mimo_engine.cache.prefix import PageChain, PrefixMatch
 from mimo_engine.config.engine import SchedulerConfig
-from mimo_engine.errors import ConfigError, ContextLengthError, QueueFullError, RequestError
+from mimo_engine.errors import ContextLengthError, QueueFullError, RequestError
 from mimo_engine.messages import EngineStats, NewRequest, TokenOutput
 from mimo_engine.scheduler.plan import Admission, RowResult, StepPlan, StepResult, StepRow
 from mimo_engine.scheduler.policy import (
     accept_tokens,
     derive_seed,
     longest_total,
-    spare_pages,
     stop_ids,
 )
 from mimo_engine.scheduler.request import Request
@@ -36,7 +35,7 @@ __all__ = ["Scheduler"]
 class Scheduler:
     """Owns the requests and the cache's bookkeeping; knows nothing of devices.
 
-    Raises ConfigError when the cache cannot hold one request of max_model_len tokens.
+    The cache must hold one request of max_model_len tokens.
     """
 
     def __init__(
@@ -48,12 +47,7 @@ class Scheduler:
         eos_token_ids: tuple[int, ...],
         seed: int,
     ) -> None:
-        if cache.layout.longest_request(max_model_len) < max_model_len:
-            raise ConfigError(
-                f"the KV cache holds {cache.layout.longest_request(max_model_len)} tokens, less "
-                f"than the context of {max_model_len}: lower --max-model-len or raise "
-                "--kv-cache-gib"
-            )
+        assert cache.layout.longest_request(max_model_len) == max_model_len
         self._config = config
         self._cache = cache
         self._max_model_len = max_model_len
@@ -257,8 +251,10 @@ class Scheduler:
             return False
         uses_prefix = self._cache.prefix_caching and not request.needs_every_prompt_row
         match = self._cache.find(request.chain) if uses_prefix else PrefixMatch()
+        # Each running request will want one more page soon: without them, the newcomer would be
+        # preempted as soon as the others grow.
         if self._running and not self._cache.can_start(
-            num_tokens, match, spare_pages=spare_pages(len(self._running))
+            num_tokens, match, spare_pages=len(self._running)
         ):
             self._blocked_head = request
             return False

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily as _Counter
+from prometheus_client.core import GaugeMetricFamily as _Gauge
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from mimo_engine.engine.client import AsyncEngineClient
@@ -59,34 +61,22 @@ class _EngineCollector(Collector):
         self._client = client
 
     def collect(self) -> Iterator[Metric]:
-        stats = self._client.stats
-        yield _gauge("engine_up", "1 while the engine takes requests.", not self._client.trouble)
-        yield _counter("engine_restarts", "Engine restarts.", self._client.num_restarts)
-        yield _gauge("requests_running", "Requests in the running batch.", stats.num_running)
-        yield _gauge("requests_waiting", "Requests in the queue.", stats.num_waiting)
-        yield _counter("preemptions", "Requests sent back to the queue.", stats.num_preemptions)
-        yield _by_group(
-            "kv_pages_used", "KV pages in use.", stats.full_pages_used, stats.sliding_pages_used
-        )
-        yield _by_group(
-            "kv_pages_total", "KV pages.", stats.full_pages_total, stats.sliding_pages_total
-        )
-        yield _counter("prefix_query_tokens", "Prompt tokens looked up.", stats.prefix_query_tokens)
-        yield _counter(
-            "prefix_hit_tokens", "Of these, found in the prefix cache.", stats.prefix_hit_tokens
-        )
-
-
-def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"mimo_engine_{name}", text, value=value)
-
-
-def _counter(name: str, text: str, value: float) -> CounterMetricFamily:
-    return CounterMetricFamily(f"mimo_engine_{name}", text, value=value)
-
-
-def _by_group(name: str, text: str, full: int, sliding: int) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(f"mimo_engine_{name}", text, labels=["group"])
-    family.add_metric(["full"], full)
-    family.add_metric(["sliding"], sliding)
-    return family
+        stats, client = self._client.stats, self._client
+        for family, name, text, value in (
+            (_Gauge, "engine_up", "1 while the engine takes requests.", not client.trouble),
+            (_Counter, "engine_restarts", "Engine restarts.", client.num_restarts),
+            (_Gauge, "requests_running", "Requests in the running batch.", stats.num_running),
+            (_Gauge, "requests_waiting", "Requests in the queue.", stats.num_waiting),
+            (_Counter, "preemptions", "Requests sent back to the queue.", stats.num_preemptions),
+            (_Counter, "prefix_query_tokens", "Prompt tokens asked.", stats.prefix_query_tokens),
+            (_Counter, "prefix_hit_tokens", "Of these, found cached.", stats.prefix_hit_tokens),
+        ):
+            yield family(f"mimo_engine_{name}", text, value=value)
+        for name, text, full, sliding in (
+            ("used", "KV pages in use.", stats.full_pages_used, stats.sliding_pages_used),
+            ("total", "KV pages.", stats.full_pages_total, stats.sliding_pages_total),
+        ):
+            pages = _Gauge(f"mimo_engine_kv_pages_{name}", text, labels=["group"])
+            pages.add_metric(["full"], full)
+            pages.add_metric(["sliding"], sliding)
+            yield pages

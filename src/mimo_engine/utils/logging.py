@@ -9,22 +9,16 @@ from __future__ import annotations
 import logging
 import sys
 
-__all__ = ["LEVELS", "setup_logging"]
+__all__ = ["setup_logging"]
 
-LEVELS = ("debug", "info", "warning", "error")
 _FORMAT = "%(asctime)s %(levelname)s %(processName)s %(name)s: %(message)s"
 
 
-def setup_logging(level: str = "info") -> None:
-    """Send this package's records of `level` and above to stderr, one line each, with the time.
-
-    Calling it again replaces the level and the handler. ValueError: an unknown level.
-    """
-    if level not in LEVELS:
-        raise ValueError(f"the log level is {level!r}; choose one of {', '.join(LEVELS)}")
+def setup_logging() -> None:
+    """Send this package's records to stderr, one line each, with the time. Twice does no harm."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(_FORMAT))
     logger = logging.getLogger("mimo_engine")
     logger.handlers = [handler]
-    logger.setLevel(level.upper())
+    logger.setLevel(logging.INFO)
     logger.propagate = False

@@ -15,7 +15,7 @@ from mimo_engine.distributed.groups import Comm
 from mimo_engine.messages import TokenLogprobs
 from mimo_engine.model.batch import LayerCache
 from mimo_engine.model.text import TextModel
-from mimo_engine.sampling.logprobs import LogprobRow, prompt_logprobs
+from mimo_engine.sampling.logprobs import LogprobRow, logprob_rows
 from mimo_engine.sampling.sampler import SamplingRow, TokenChoice, sample
 from mimo_engine.scheduler.plan import RowResult, StepPlan, StepResult, StepRow
 from mimo_engine.worker.inputs import StepInputs
@@ -147,9 +147,9 @@ class Runner:
             return []
         state = self.inputs.state(row.slot)
         targets = state.token_ids[row.start + 1 : row.start + 1 + len(indices)]
-        k = state.params.prompt_logprobs or 0
+        num_top = [state.params.prompt_logprobs or 0] * len(indices)
         scored = logits[indices.start : indices.stop]
-        return prompt_logprobs(scored, targets, k, num_live_tokens=self._num_live_tokens)
+        return logprob_rows(scored, targets, num_top, num_live_tokens=self._num_live_tokens)
 
 
 def _row_result(choice: TokenChoice | None, scores: Sequence[LogprobRow]) -> RowResult:

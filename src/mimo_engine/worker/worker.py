@@ -1,9 +1,8 @@
 """One rank: its device, its share of the weights and of the cache, and the runner over both.
 
-worker = Worker(...)                loads the weights
-layout = plan_layout(worker.kv_budget_bytes())
-worker.allocate(layout)             then, for every plan
-result = worker.run(plan)
+worker = Worker(...)            loads the weights; kv_budget_bytes() says what is left
+worker.allocate(layout)
+result = worker.run(plan)       for every plan
 """
 
 from __future__ import annotations

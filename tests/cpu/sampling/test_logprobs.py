@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mimo_engine.sampling.logprobs import logprob_rows, prompt_logprobs
+from mimo_engine.sampling.logprobs import logprob_rows
 
 
 def slow_row(logits, token_id, count):
@@ -47,9 +47,9 @@ def test_rows_equal_the_formula_with_equal_values_by_id(rows, data):
 def test_prompt_scores_do_not_depend_on_how_many_are_scored_at_once():
     logits = torch.randn(150, 77)
     targets = torch.randint(0, 70, (150,)).tolist()
-    together = prompt_logprobs(logits, targets, 3, num_live_tokens=70)
+    together = logprob_rows(logits, targets, [3] * 150, num_live_tokens=70)
     alone = [
-        prompt_logprobs(logits[i : i + 1], targets[i : i + 1], 3, num_live_tokens=70)[0]
+        logprob_rows(logits[i : i + 1], targets[i : i + 1], [3], num_live_tokens=70)[0]
         for i in range(150)
     ]
     assert together == alone
@@ -57,23 +57,23 @@ def test_prompt_scores_do_not_depend_on_how_many_are_scored_at_once():
 
 def test_forbidden_tokens_have_no_probability_and_come_last():
     logits = torch.tensor([[0.0, -math.inf, 0.0, -0.0]])
-    (row,) = prompt_logprobs(logits, [1], 4, num_live_tokens=4)
+    (row,) = logprob_rows(logits, [1], [4], num_live_tokens=4)
     assert (row.logprob, row.rank) == (-math.inf, 4)
     assert [token for token, _ in row.top] == [0, 2, 3, 1]
 
 
 def test_half_precision_is_scored_in_single():
     logits = torch.randn(3, 50).bfloat16()
-    found = prompt_logprobs(logits, [1, 2, 3], 2, num_live_tokens=50)
-    assert found == prompt_logprobs(logits.float(), [1, 2, 3], 2, num_live_tokens=50)
+    found = logprob_rows(logits, [1, 2, 3], [2] * 3, num_live_tokens=50)
+    assert found == logprob_rows(logits.float(), [1, 2, 3], [2] * 3, num_live_tokens=50)
 
 
 def test_a_damaged_row_is_named():
     logits = torch.zeros(70, 5)
     logits[66, 2] = math.nan
     with pytest.raises(FloatingPointError, match="row 66"):
-        prompt_logprobs(logits, [0] * 70, 1, num_live_tokens=5)
+        logprob_rows(logits, [0] * 70, [1] * 70, num_live_tokens=5)
 
 
 def test_no_rows_have_no_scores():
-    assert prompt_logprobs(torch.zeros(0, 5), [], 1, num_live_tokens=5) == []
+    assert logprob_rows(torch.zeros(0, 5), [], [], num_live_tokens=5) == []

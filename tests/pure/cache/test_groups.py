@@ -11,7 +11,12 @@ from mimo_engine.cache.groups import (
     num_pages_for,
     plan_cache,
 )
-from mimo_engine.config.model import ModelConfig, load_model_config, parse_model_config
+from mimo_engine.config.model import (
+    AttentionKind,
+    ModelConfig,
+    load_model_config,
+    parse_model_config,
+)
 from mimo_engine.errors import ConfigError
 
 GIB = 1024**3
@@ -62,7 +67,6 @@ def plan(config: ModelConfig, budget_bytes: int, **changes: int) -> CacheLayout:
 def test_a_token_of_v2_5_takes_23040_bytes_in_the_full_group(v2_5):
     full, sliding = kv_groups(v2_5)
     assert full == KVGroup(
-        name="full",
         layer_indices=(0, 5, 11, 17, 23, 29, 35, 41, 47),
         elements_per_token=9 * 4 * (192 + 128),
     )
@@ -82,7 +86,7 @@ def test_v2_5_holds_1048576_tokens_in_22_5_gib_of_full_pages(v2_5):
 
 
 def test_ranks_may_keep_fewer_or_padded_kv_heads(v2_5):
-    full, sliding = kv_groups(v2_5, full_kv_heads=1, sliding_kv_heads=3)
+    full, sliding = kv_groups(v2_5, {AttentionKind.FULL: 1, AttentionKind.SLIDING: 3})
     assert full.elements_per_token == 9 * 1 * 320
     assert sliding.elements_per_token == 39 * 3 * 320
 
