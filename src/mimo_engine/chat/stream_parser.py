@@ -13,9 +13,9 @@ The state machine of protocol.md 4.7. What must hold:
 
 `<tool_call>` begins a call when a function follows it; otherwise it was quoted, and is text of
 where it stood. A forgotten `</parameter>` is seen by the tag that follows the value: a
-`<parameter=` that starts a line, and `</function>` and `</tool_call>` if they start a line and
-close the call, or if nothing but another call or the end of the output follows. This is narrower
-than any closing tag, since values are often source code that mentions these tags.
+`<parameter=` that starts a line, or the end of the call, which is `</function>` and `</tool_call>`
+or the latter alone, where one of them starts a line or only another `<tool_call>` or the end of the
+output follows. No lone closing tag counts, since values are often source code that mentions one.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping
 from enum import Enum, auto
 from typing import Literal
 
+from mimo_engine.chat.argument import Argument
 from mimo_engine.chat.events import (
     Content,
     Event,
@@ -49,7 +50,7 @@ from mimo_engine.chat.tags import (
     Tags,
     name_in,
 )
-from mimo_engine.chat.tools import NULL_SPELLINGS, JsonType, ToolSchema, typed_json
+from mimo_engine.chat.tools import STRING, ToolSchema
 
 __all__ = ["StreamParser", "Thinking", "thinking_after"]
 
@@ -75,9 +76,6 @@ def thinking_after(prompt: str) -> Thinking:
 
 
 _SPACE = re.compile(r"[ \t\r\n]*")
-_STRING: frozenset[JsonType] = frozenset({"string"})
-_encode = json.JSONEncoder(ensure_ascii=False).encode
-
 
 _THINK_TAGS = Tags(THINK, END_THINK)
 _FUNCTION_TAG = Tags(FUNCTION)
@@ -99,13 +97,13 @@ class _State(Enum):
     AFTER_CALL = auto()
 
 
-class _Mode(Enum):
-    """What becomes of the open parameter's text."""
-
-    STRING = auto()  # sent as it arrives
-    NULLABLE = auto()  # held while it may be null, then STRING
-    TYPED = auto()  # held to its end
-    REPEATED = auto()  # content: the name has been given before
+_WITHIN_CALL = (
+    _State.IN_CALL,
+    _State.IN_FUNCTION,
+    _State.STRAY,
+    _State.IN_PARAMETER,
+    _State.VALUE_END,
+)
 
 
 class StreamParser:
@@ -165,9 +163,7 @@ class StreamParser:
         self._given: set[str] = set()  # parameters of this call
         self._block_closed = False  # `</tool_call>` was read
 
-        self._mode = _Mode.STRING
-        self._types: frozenset[JsonType] = frozenset()
-        self._raw: list[str] = []  # the value, where it is held
+        self._argument: Argument | None = None  # of the open parameter; None: a repeated one
         self._newline = False  # the value's last character, held: the next tag may start a line
 
     @property
@@ -200,19 +196,18 @@ class StreamParser:
             else:
                 self._add_value(self._take_gap())
                 self._state = _State.IN_PARAMETER
-        match self._state:
-            case _State.REASONING:
-                self._add_reasoning(rest)
-            case _State.IN_PARAMETER:
-                self._cut_value(rest)
-            case _State.IN_CALL | _State.IN_FUNCTION:
-                self._drop_gap()
-                self._record("tag", rest)
-            case _State.AFTER_CALL if not self._block_closed:
-                self._drop_gap()
-                self._record("tag", rest)
-            case _:
-                self._add_content(self._take_gap() + rest)
+        between_tags = self._state in (_State.IN_CALL, _State.IN_FUNCTION) or (
+            self._state is _State.AFTER_CALL and not self._block_closed
+        )
+        if between_tags:
+            self._drop_gap()
+            self._record("tag", rest)
+        elif self._state is _State.IN_PARAMETER:
+            self._cut_value(rest)
+        elif self._state is _State.REASONING:
+            self._add_reasoning(rest)
+        else:
+            self._add_content(self._take_gap() + rest)
         return self._take_events()
 
     # Steps: each reads as far as it can in its state. False: it waits for more text.
@@ -224,10 +219,9 @@ class StreamParser:
         if tag:
             self._drop_gap()
             self._drop_tag(tag)
-            self._state = _State.REASONING if tag == THINK else _State.CONTENT
         else:
             self._add_content(self._take_gap())
-            self._state = _State.CONTENT
+        self._state = _State.REASONING if tag == THINK else _State.CONTENT
         return True
 
     def _reasoning(self) -> bool:
@@ -302,20 +296,21 @@ class StreamParser:
         if not tag:
             return False
         if tag == END_PARAMETER:
-            if self._newline:
-                self._newline = False
-                self._put("\n")
-            self._end_value()
-            if self._mode is _Mode.REPEATED:
+            self._put_newline()
+            if self._argument is None:
                 self._position += len(tag)
                 self._add_content(tag)
             else:
+                self._add_arguments(*self._argument.end())
                 self._drop_tag(tag)
             self._state = _State.IN_FUNCTION
         elif not tag.startswith(PARAMETER):
             self._hold_tag(tag)
             self._block_closed = tag == END_CALL
-            self._state = _State.VALUE_END
+            if self._newline and self._block_closed:
+                self._end_call_early()
+            else:
+                self._state = _State.VALUE_END
         elif self._newline:
             self._end_value_early()
             self._state = _State.IN_FUNCTION
@@ -325,15 +320,15 @@ class StreamParser:
         return True
 
     def _value_end(self) -> bool:
-        if self._newline and self._block_closed:
-            self._end_call_early()
-            return True
         tag = self._next_tag(_VALUE_END_TAG_CLOSED if self._block_closed else _VALUE_END_TAG)
         if tag is None:
             return False
         if tag == END_CALL:
+            starts_line = self._newline or self._gap[-1].text.endswith("\n")
             self._hold_tag(tag)
             self._block_closed = True
+            if starts_line:
+                self._end_call_early()
         elif tag:
             self._end_call_early()
         else:
@@ -387,22 +382,15 @@ class StreamParser:
         self._state = _State.IN_PARAMETER
         name = name_in(tag)
         if name in self._given:
-            self._mode = _Mode.REPEATED
+            self._argument = None
             self._position += len(tag)
             self._add_content(tag)
             return
         self._drop_tag(tag)
-        self._types = _STRING if self._schema is None else self._schema.types_of(name)
-        key = (", " if self._given else "{") + _encode(name) + ": "
+        self._argument = Argument(STRING if self._schema is None else self._schema.types_of(name))
+        key = (", " if self._given else "{") + json.dumps(name, ensure_ascii=False) + ": "
         self._given.add(name)
-        if "string" not in self._types:
-            self._mode = _Mode.TYPED
-        elif "null" in self._types:
-            self._mode = _Mode.NULLABLE
-        else:
-            self._mode = _Mode.STRING
-            key += '"'
-        self._add_arguments(key, "")
+        self._add_arguments(key + self._argument.begin(), "")
 
     def _add_value(self, text: str) -> None:
         """Text of the open parameter. Its last newline is held, for a tag that may follow."""
@@ -414,32 +402,20 @@ class StreamParser:
         self._put(text[:-1] if self._newline else text)
 
     def _put(self, text: str) -> None:
-        if self._mode is _Mode.STRING:
-            self._add_arguments(_encode(text)[1:-1], text)
-        elif self._mode is _Mode.REPEATED:
+        if self._argument is None:
             self._add_content(text)
         else:
-            self._raw.append(text)
-            if self._mode is _Mode.NULLABLE:
-                raw = "".join(self._raw)
-                if not any(spelling.startswith(raw) for spelling in NULL_SPELLINGS):
-                    self._begin_string()
+            self._add_arguments(*self._argument.add(text))
 
-    def _begin_string(self) -> None:
-        raw = self._take_raw()
-        self._mode = _Mode.STRING
-        self._add_arguments(_encode(raw)[:-1], raw)
-
-    def _end_value(self) -> None:
-        if self._mode is _Mode.STRING:
-            self._add_arguments('"', "")
-        elif self._mode is not _Mode.REPEATED:
-            raw = self._take_raw()
-            self._add_arguments(typed_json(raw, self._types), raw)
+    def _put_newline(self) -> None:
+        if self._newline:
+            self._newline = False
+            self._put("\n")
 
     def _end_value_early(self) -> None:
         """By a tag that implies a forgotten `</parameter>`. A newline before it is no value."""
-        self._end_value()
+        if self._argument is not None:
+            self._add_arguments(*self._argument.end())
         if self._newline:
             self._newline = False
             self._record("whitespace", "\n")
@@ -451,19 +427,9 @@ class StreamParser:
 
     def _cut_value(self, rest: str) -> None:
         self._add_value(rest)
-        if self._newline:
-            self._newline = False
-            self._put("\n")
-        if self._mode is _Mode.NULLABLE:
-            self._begin_string()
-        elif self._mode is _Mode.TYPED:
-            # Its JSON is not known, so that no fragment of it can be sent.
-            self._record("cut_value", self._take_raw())
-
-    def _take_raw(self) -> str:
-        raw = "".join(self._raw)
-        self._raw.clear()
-        return raw
+        self._put_newline()
+        if self._argument is not None:
+            self._add_arguments(*self._argument.cut())
 
     # Reading
 
@@ -519,10 +485,10 @@ class StreamParser:
             self._events.append(Content(text))
             self._record("content", text)
 
-    def _add_arguments(self, arguments: str, raw: str) -> None:
-        if arguments:
-            self._events.append(ToolCallDelta(self._num_calls - 1, arguments))
-        self._record("arguments", raw)
+    def _add_arguments(self, fragment: str, raw: str) -> None:
+        if fragment:
+            self._events.append(ToolCallDelta(self._num_calls - 1, fragment))
+        self._record("arguments" if fragment else "cut_value", raw)
 
     def _record(self, kind: SpanKind, text: str) -> None:
         if text and self._spans is not None:
@@ -531,14 +497,3 @@ class StreamParser:
     def _take_events(self) -> list[Event]:
         events, self._events = self._events, []
         return merge_events(events) if len(events) > 1 else events
-
-
-_WITHIN_CALL = frozenset(
-    {
-        _State.IN_CALL,
-        _State.IN_FUNCTION,
-        _State.STRAY,
-        _State.IN_PARAMETER,
-        _State.VALUE_END,
-    }
-)

@@ -28,7 +28,7 @@ CALL, END_CALL = "<tool_call>", "</tool_call>"
 FUNCTION, END_FUNCTION = "<function=", "</function>"
 PARAMETER, END_PARAMETER = "<parameter=", "</parameter>"
 
-_NAME = rf"[^<>\n]{{1,{MAX_NAME_LEN}}}>"
+_NAME = rf"[^<>\n]{{1,{MAX_NAME_LEN}}}+>"
 _NOT_IN_NAME = re.compile(r"[<>\n]")
 _NEVER = "(?!)"
 

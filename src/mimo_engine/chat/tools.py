@@ -1,10 +1,8 @@
-"""A request's tools: what each parameter may be, and the JSON of a value by that.
+"""A request's tools: their names, and what each of their parameters may be.
 
 The call format has no quoting: a value is raw text, and only the tool's schema says whether `007`
-is a number or a string. Here a schema is reduced to a set of JSON types for each parameter, once a
-request, and `typed_json` turns raw text into JSON text by such a set (the target of protocol.md
-4.3). The value is never loosened on the way: a string keeps every character, a number keeps its
-spelling, and JSON that is valid as it stands is passed on as it stands.
+is a number or a string (argument.py). Here a schema is reduced to a set of JSON types for each
+parameter, once a request.
 
 Schemas come from clients. References and unions are followed once each and to a limited depth, so
 the work is linear in the schema, also when it refers to itself.
@@ -12,17 +10,15 @@ the work is linear in the schema, also when it refers to itself.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any, Literal
 from urllib.parse import unquote
 
 from mimo_engine.errors import RequestError
 
-__all__ = ["MAX_NAME_LEN", "NULL_SPELLINGS", "JsonType", "ToolSchema", "tool_schemas", "typed_json"]
+__all__ = ["MAX_NAME_LEN", "STRING", "JsonType", "ToolSchema", "TypeSet", "tool_schemas"]
 
 JsonType = Literal["null", "boolean", "integer", "number", "string", "array", "object"]
 TypeSet = frozenset[JsonType]
@@ -30,10 +26,9 @@ TypeSet = frozenset[JsonType]
 MAX_NAME_LEN = 256
 """Characters of a function's or parameter's name, in a request and in the model's text."""
 
-NULL_SPELLINGS = ("null", "None")
-"""What stands for null where a string is allowed too. History teaches the model Python's."""
+STRING: TypeSet = frozenset({"string"})
+"""What a parameter is of which nothing is known."""
 
-_STRING: TypeSet = frozenset({"string"})
 _INTEGER_ONLY: TypeSet = frozenset({"integer"})
 _NOTHING: TypeSet = frozenset()
 _MAX_DEPTH = 100
@@ -46,7 +41,7 @@ _PARAMETER_NAME = re.compile(rf"[^<>\n]{{1,{MAX_NAME_LEN}}}")
 # JSON's own names, and those of other languages that tool authors use (protocol.md 4.3).
 _TYPE_NAMES: Mapping[str, TypeSet | None] = {
     "null": frozenset({"null"}),
-    **dict.fromkeys(("string", "str", "text", "varchar", "char", "enum"), _STRING),
+    **dict.fromkeys(("string", "str", "text", "varchar", "char", "enum"), STRING),
     **dict.fromkeys(("boolean", "bool", "binary"), frozenset[JsonType]({"boolean"})),
     **dict.fromkeys(
         ("integer", "int", "int32", "int64", "uint", "long", "short", "unsigned", "bigint"),
@@ -68,7 +63,7 @@ class ToolSchema:
 
     def types_of(self, parameter: str) -> TypeSet:
         """A parameter that the schema does not name is a string."""
-        return self.parameters.get(parameter, _STRING)
+        return self.parameters.get(parameter, STRING)
 
 
 def tool_schemas(tools: Sequence[Any]) -> dict[str, ToolSchema]:
@@ -131,7 +126,7 @@ def _parameter_types(schema: Any) -> dict[str, TypeSet]:
                 "characters without '<', '>' or a newline"
             )
         # The branches of a union may declare the same parameter differently.
-        found[name] = found.get(name, _NOTHING) | (resolver.types(value) or _STRING)
+        found[name] = found.get(name, _NOTHING) | (resolver.types(value) or STRING)
     return found
 
 
@@ -259,100 +254,3 @@ def _type_of(value: Any) -> JsonType:
     if isinstance(value, str):
         return "string"
     return "object" if isinstance(value, Mapping) else "array"
-
-
-_INTEGER = re.compile(r"(-?)0*([0-9]+)")
-_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
-_MAX_FLOAT_LEN = 64
-# Tokens of JSON in Python's spelling. A string may span anything but its own quote.
-_PYTHON_TOKEN = re.compile(
-    r"""(?P<plain>[\s\[\]{},:]++|-?[0-9][0-9.eE+-]*+)"""
-    r"""|(?P<word>[A-Za-z]++)"""
-    r"""|"(?P<double>(?:[^"\\]++|\\.)*+)"|'(?P<single>(?:[^'\\]++|\\.)*+)'""",
-    re.DOTALL,
-)
-_PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
-_ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|(.))|\"", re.DOTALL)
-
-
-def typed_json(raw: str, types: TypeSet) -> str:
-    """The JSON text of a parameter whose value is `raw` and may have `types`.
-
-    Where a string is allowed it is one, but for an exact null if that is allowed too. Otherwise the
-    first of null, boolean, integer, number, object or array that `raw` can be; and when it is none
-    of them a string after all, so that the client sees what the model wrote.
-    """
-    if "string" in types:
-        return "null" if "null" in types and raw in NULL_SPELLINGS else _string(raw)
-    text = raw.strip()
-    lowered = text[:5].lower() if len(text) <= 5 else ""
-    if "null" in types and lowered in ("null", "none"):
-        return "null"
-    if "boolean" in types and lowered in ("true", "false"):
-        return lowered
-    if "integer" in types and (integer := _integer(text)) is not None:
-        return integer
-    if "number" in types and _NUMBER.fullmatch(text):
-        return text
-    if ("object" in types and text[:1] == "{") or ("array" in types and text[:1] == "["):
-        if _is_json(text):
-            return text
-        if (translated := _from_python(text)) is not None and _is_json(translated):
-            return translated
-    return _string(raw)
-
-
-def _string(raw: str) -> str:
-    return json.dumps(raw, ensure_ascii=False)
-
-
-def _integer(text: str) -> str | None:
-    if match := _INTEGER.fullmatch(text):
-        sign, digits = match.groups()
-        return digits if digits == "0" else sign + digits
-    # An integral float: 3.0, 1e3. The limits keep 1e999999999 from being written out.
-    if len(text) <= _MAX_FLOAT_LEN and _NUMBER.fullmatch(text):
-        number = Decimal(text)
-        if number.adjusted() < _MAX_FLOAT_LEN and number == number.to_integral_value():
-            return str(int(number))
-    return None
-
-
-def _is_json(text: str) -> bool:
-    try:
-        # Numbers are not converted: nothing here needs their value, and long ones are costly.
-        json.loads(text, parse_int=str, parse_float=str, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(name)
-
-
-def _from_python(text: str) -> str | None:
-    """JSON for a Python literal: single quotes, True, False, None. None: it is not one."""
-    pieces: list[str] = []
-    position = 0
-    while position < len(text):
-        match = _PYTHON_TOKEN.match(text, position)
-        if match is None:
-            return None
-        position = match.end()
-        if match.lastgroup == "plain":
-            pieces.append(match[0])
-        elif match.lastgroup == "word":
-            pieces.append(_PYTHON_WORDS.get(match[0], match[0]))
-        else:
-            pieces.append('"' + _ESCAPE.sub(_json_escape, match[0][1:-1]) + '"')
-    return "".join(pieces)
-
-
-def _json_escape(match: re.Match[str]) -> str:
-    """What Python writes within quotes and JSON does not: a bare `"`, an escaped `'`, `\\x1b`."""
-    if match[0] == '"':
-        return '\\"'
-    if match[1]:
-        return "\\u00" + match[1]
-    return "'" if match[2] == "'" else match[0]
