@@ -141,7 +141,9 @@ class SamplingParams:
             _bounded("logit_bias", bias, -100.0, 100.0)
         if len(self.stop) + len(self.stop_token_ids) > MAX_STOPS:
             raise RequestError(f"at most {MAX_STOPS} stops are taken", param="stop")
-        if any(not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_LEN for text in self.stop):
+        if any(
+            not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_LEN for text in self.stop
+        ):
             raise RequestError(
                 f"stop strings must be strings of 1 to {MAX_STOP_LEN} characters", param="stop"
             )
