@@ -14,6 +14,7 @@ import itertools
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from tqdm import tqdm
@@ -31,6 +32,7 @@ from mimo_engine.config.engine import (
 from mimo_engine.config.sampling import SamplingParams
 from mimo_engine.engine.core import EngineCore, build_engine
 from mimo_engine.errors import QueueFullError, RequestError
+from mimo_engine.grammar.library import GrammarCompiler
 from mimo_engine.messages import NewRequest, TokenLogprobs
 from mimo_engine.utils.hub import resolve_model
 
@@ -101,6 +103,15 @@ class LLM:
         self.core: EngineCore = build_engine(self.config)
         self._request_ids = itertools.count()
 
+    @cached_property
+    def _grammars(self) -> GrammarCompiler:
+        """To refuse a grammar before anything runs; the worker has its own."""
+        return GrammarCompiler(
+            self.tokenizer.to_json(),
+            num_tokens=self.tokenizer.num_tokens,
+            end_ids=self.tokenizer.stop_token_ids(),
+        )
+
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -119,6 +130,9 @@ class LLM:
             params = [params or SamplingParams()] * len(prompt_ids)
         if len(params) != len(prompt_ids):
             raise RequestError(f"{len(prompt_ids)} prompts but {len(params)} sampling parameters")
+        for spec in dict.fromkeys(own.grammar for own in params):
+            if spec is not None:
+                self._grammars.check(spec)
         pending: deque[_Running] = deque()
         for ids, own in zip(prompt_ids, params, strict=True):
             for index in range(own.n):

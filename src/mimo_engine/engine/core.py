@@ -136,3 +136,8 @@ def _check_vocabulary(request: NewRequest, vocab_size: int) -> None:
         raise RequestError(f"token ids must be in [0, {vocab_size})", param="prompt")
     if any(token_id >= vocab_size for token_id in request.params.logit_bias):
         raise RequestError(f"logit_bias ids must be in [0, {vocab_size})", param="logit_bias")
+    thinking = request.params.thinking
+    if thinking is not None:
+        ids = (thinking.start_id, thinking.end_id, *thinking.banned_ids)
+        if not 0 <= min(ids) <= max(ids) < vocab_size:
+            raise RequestError(f"ids of thinking must be in [0, {vocab_size})", param="thinking")

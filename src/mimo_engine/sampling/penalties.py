@@ -50,7 +50,10 @@ def adjust(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
     for i in too_short:
         # A stop id of the checkpoint may have no token behind it: it cannot be drawn anyway.
         ids = [stop for stop in rows[i].stop_ids if stop < logits.shape[1]]
-        logits[i, ids] = -torch.inf
+        longer = logits[i].clone()
+        longer[ids] = -torch.inf
+        # A grammar that has come to its end leaves nothing else: then the output ends early.
+        logits[i] = torch.where(longer.amax() == -torch.inf, logits[i], longer)
     for i in penalised:
         _penalise(logits[i], rows[i])
     return logits

@@ -42,18 +42,25 @@ class TokenChoice:
 
 
 def sample(
-    logits: torch.Tensor, rows: Sequence[SamplingRow], *, num_live_tokens: int
+    logits: torch.Tensor,
+    rows: Sequence[SamplingRow],
+    *,
+    num_live_tokens: int,
+    masks: torch.Tensor | None = None,
 ) -> list[TokenChoice]:
     """Choose one token for each row of `logits` [R, V] (any float type; float32 inside).
 
     Ids from `num_live_tokens` on are never chosen. Greedy rows take the largest adjusted logit,
-    the lowest id among equal ones. FloatingPointError: logits without a finite maximum.
+    the lowest id among equal ones. `masks` [R, W] (int32) allows token i of a row by bit i % 32 of
+    word i // 32, before anything else is done; log-probabilities do not know of it.
+    FloatingPointError: logits without a finite maximum.
     """
     assert logits.ndim == 2
     assert logits.shape[0] == len(rows)
     assert 0 < num_live_tokens <= min(logits.shape[1], _MAX_TOKENS)
     live = logits[:, :num_live_tokens].float()
-    adjusted = adjust(live, rows)
+    allowed = live if masks is None else live.masked_fill(~_unpack(masks, live), -torch.inf)
+    adjusted = adjust(allowed, rows)
     peaks, best = adjusted.max(dim=-1)
     check_finite(peaks.tolist())
     token_ids = best.tolist()
@@ -68,6 +75,14 @@ def sample(
             for i, token_id in zip(indices, chosen.tolist(), strict=True):
                 token_ids[i] = token_id
     return _with_logprobs(live, rows, token_ids)
+
+
+def _unpack(masks: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Bits of `masks` [R, W] as booleans in the shape of `like` [R, V]."""
+    assert masks.dtype == torch.int32
+    bits = torch.arange(32, dtype=torch.int32, device=masks.device)
+    unpacked = (masks.unsqueeze(-1) >> bits) & 1
+    return unpacked.flatten(1)[:, : like.shape[1]].bool()
 
 
 def _needs_order(params: SamplingParams) -> bool:

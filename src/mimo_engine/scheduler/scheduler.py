@@ -326,7 +326,8 @@ class Scheduler:
             num_output_tokens=num_output_tokens,
             num_tokens_left=request.max_total_tokens - len(request.token_ids),
             stop_ids=request.stop_ids,
-            min_tokens=request.params.min_tokens,
+            # Under a grammar a stop id comes early only when it has ended: nothing may follow.
+            min_tokens=0 if request.params.grammar else request.params.min_tokens,
         )
         token_ids = list(done.token_ids[: accepted.num_tokens])
         request.token_ids.extend(token_ids)

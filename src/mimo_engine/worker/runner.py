@@ -1,7 +1,7 @@
 """One step on one rank: build the batch, run the model, sample.
 
-The runner is the only place where the step's three parts meet; it keeps no state beyond what
-`StepInputs` remembers of the running requests.
+The runner is the only place where the step's parts meet; it keeps no state beyond what `StepInputs`
+and `ConstraintTable` remember of the running requests.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from mimo_engine.sampling.logprobs import LogprobRow, logprob_rows
 from mimo_engine.sampling.sampler import SamplingRow, TokenChoice, sample
 from mimo_engine.scheduler.plan import RowResult, StepPlan, StepResult, StepRow
 from mimo_engine.worker.inputs import StepInputs
+from mimo_engine.worker.masks import ConstraintTable, StepMasks
 
 __all__ = ["Runner"]
 
@@ -47,6 +48,7 @@ class Runner:
         model: TextModel,
         inputs: StepInputs,
         caches: Sequence[LayerCache],
+        constraints: ConstraintTable,
         *,
         num_live_tokens: int,
         comm: Comm,
@@ -54,6 +56,7 @@ class Runner:
         self.model = model
         self.inputs = inputs
         self.caches = caches
+        self._constraints = constraints
         self._num_live_tokens = num_live_tokens
         self._comm = comm
 
@@ -61,6 +64,10 @@ class Runner:
     def run(self, plan: StepPlan) -> StepResult:
         """Compute the plan's rows; K and V of every row are cached when this returns."""
         self.inputs.apply(plan)
+        self._constraints.apply(plan.admissions)
+        masks = self._constraints.start(
+            {row.slot: self.inputs.state(row.slot) for row in plan.rows if row.samples}
+        )
         hidden = self.model(self.inputs.batch(plan, self.caches))
         wanted = self._wanted_logits(plan.rows)
         if not wanted.rows:
@@ -68,11 +75,12 @@ class Runner:
         rows = torch.tensor(wanted.rows, device=hidden.device)
         logits = self.model.logits(hidden[rows])[:, : self._num_live_tokens]
         is_broken = self._broken_rows(wanted, logits)
-        choices = self._sample(plan.rows, wanted, is_broken, logits)
+        choices = self._sample(plan.rows, wanted, is_broken, logits, masks)
         results = []
         for row, prompt, broken in zip(plan.rows, wanted.prompt, is_broken, strict=True):
-            if broken:
-                results.append(RowResult(error=_BROKEN_LOGITS))
+            error = _BROKEN_LOGITS if broken else masks.error(row.slot)
+            if error is not None:
+                results.append(RowResult(error=error))
             else:
                 scores = self._prompt_logprobs(row, prompt, logits)
                 results.append(_row_result(choices.get(row.slot), scores))
@@ -110,8 +118,13 @@ class Runner:
         wanted: _LogitRows,
         is_broken: Sequence[bool],
         logits: torch.Tensor,
+        masks: StepMasks,
     ) -> dict[int, TokenChoice]:
-        """By slot, one choice for each sound row that samples; the slots remember the tokens."""
+        """By slot, one choice for each sound row that samples; the slots remember the tokens.
+
+        Masks are rank 0's, so a row without an allowed token is sampled like any other, in every
+        rank's batch; its error is said afterwards.
+        """
         sampling = {
             row.slot: last
             for row, last, broken in zip(step_rows, wanted.last, is_broken, strict=True)
@@ -133,7 +146,12 @@ class Runner:
             for state in states
         ]
         chosen = logits if len(indices) == logits.shape[0] else logits[indices]
-        choices = sample(chosen, rows, num_live_tokens=self._num_live_tokens)
+        choices = sample(
+            chosen,
+            rows,
+            num_live_tokens=self._num_live_tokens,
+            masks=masks.tensor(list(sampling), logits.device),
+        )
         # Ranks see the same logits; taking rank 0's choice makes a divergence impossible.
         ids = torch.tensor([choice.token_id for choice in choices], device=logits.device)
         for state, token_id in zip(states, self._comm.broadcast(ids).tolist(), strict=True):

@@ -13,16 +13,19 @@ from pathlib import Path
 import torch
 
 from mimo_engine.cache.groups import CacheLayout
+from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.checkpoint.load import load_checkpoint
 from mimo_engine.config.engine import GIB, CacheConfig, EngineConfig
 from mimo_engine.config.model import AttentionKind, ModelConfig
 from mimo_engine.distributed.groups import Comm
 from mimo_engine.distributed.plan import ParallelPlan
 from mimo_engine.errors import ConfigError
+from mimo_engine.grammar.library import GrammarCompiler
 from mimo_engine.model.text import TextModel
 from mimo_engine.scheduler.plan import StepPlan, StepResult
 from mimo_engine.worker.inputs import StepInputs
 from mimo_engine.worker.kv_pools import allocate_pools
+from mimo_engine.worker.masks import ConstraintTable
 from mimo_engine.worker.runner import Runner
 
 __all__ = ["Worker", "resolve_device", "resolve_dtype"]
@@ -79,6 +82,8 @@ class Worker:
             progress=plan.tp_rank == 0,
         )
         self.model = TextModel.from_weights(model_config, weights, plan, comm)
+        # Rank 0 chooses the tokens, so it alone needs grammars.
+        self._compiler = _grammar_compiler(config, model_config) if plan.tp_rank == 0 else None
         self.runner: Runner | None = None
 
     @property
@@ -133,9 +138,23 @@ class Worker:
             device=self.device,
         )
         self.runner = Runner(
-            self.model, inputs, caches, num_live_tokens=self._num_live_tokens, comm=self._comm
+            self.model,
+            inputs,
+            caches,
+            ConstraintTable(self._compiler, num_tokens=self._num_live_tokens),
+            num_live_tokens=self._num_live_tokens,
+            comm=self._comm,
         )
 
     def run(self, plan: StepPlan) -> StepResult:
         assert self.runner is not None, "allocate comes first"
         return self.runner.run(plan)
+
+
+def _grammar_compiler(config: EngineConfig, model_config: ModelConfig) -> GrammarCompiler:
+    tokenizer = Tokenizer.from_dir(config.model)
+    return GrammarCompiler(
+        tokenizer.to_json(),
+        num_tokens=tokenizer.num_tokens,
+        end_ids=(*model_config.eos_token_ids, *tokenizer.stop_token_ids()),
+    )

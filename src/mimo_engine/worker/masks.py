@@ -1,0 +1,99 @@
+"""The constraints of the running requests, and their masks for one step.
+
+A request's constraint lives from its admission to the slot's next one. Everything slow is done on
+threads of its own: a grammar is compiled while the prompt is computed, and the step's masks while
+the forward pass runs (the grammar library lets go of Python's lock). Only what comes too late is
+waited for, just before sampling.
+
+A constraint is brought up to date from the slot's tokens when its mask is made. So a request that
+was preempted, and comes back with what it had sampled, needs nothing of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+
+from mimo_engine.errors import RequestError
+from mimo_engine.grammar.constraint import TokenConstraint, make_constraint
+from mimo_engine.grammar.library import GrammarCompiler
+from mimo_engine.scheduler.plan import Admission
+from mimo_engine.worker.inputs import SlotState
+
+__all__ = ["ConstraintTable", "StepMasks"]
+
+_MAX_THREADS = 8
+
+Mask = bytes | RequestError | None
+"""Which tokens may come, all of them, or why none can."""
+
+
+class StepMasks:
+    """The masks of one step's sampling slots, perhaps still in the making: reading waits."""
+
+    def __init__(self, pending: Mapping[int, Future[Mask]], num_tokens: int) -> None:
+        self._pending = pending
+        self._num_tokens = num_tokens
+
+    def error(self, slot: int) -> str | None:
+        """Why no token may come in this slot."""
+        mask = self._pending[slot].result() if slot in self._pending else None
+        return str(mask) if isinstance(mask, RequestError) else None
+
+    def tensor(self, slots: Sequence[int], device: torch.device) -> torch.Tensor | None:
+        """Words [R, W] (int32) for `sample`; None when all tokens may come in every slot. A slot
+        with an error is free too."""
+        masks = [self._pending[slot].result() if slot in self._pending else None for slot in slots]
+        if not any(isinstance(mask, bytes) for mask in masks):
+            return None
+        free = b"\xff" * (-(-self._num_tokens // 32) * 4)
+        data = bytearray().join(mask if isinstance(mask, bytes) else free for mask in masks)
+        words = torch.frombuffer(data, dtype=torch.int32).view(len(slots), -1)
+        return words.to(device, non_blocking=True)
+
+
+class ConstraintTable:
+    """By slot. `compiler` None: this rank's choices do not count, so nothing is constrained."""
+
+    def __init__(self, compiler: GrammarCompiler | None, *, num_tokens: int) -> None:
+        self._compiler = compiler
+        self._num_tokens = num_tokens
+        self._slots: dict[int, Future[TokenConstraint | None]] = {}
+        num_threads = min(_MAX_THREADS, os.cpu_count() or 1)
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="grammar")
+
+    def apply(self, admissions: Sequence[Admission]) -> None:
+        """Take over a plan's admissions."""
+        for admission in admissions:
+            self._slots.pop(admission.slot, None)
+            params = admission.params
+            if self._compiler is not None and (params.grammar or params.thinking):
+                self._slots[admission.slot] = self._threads.submit(
+                    make_constraint, params, self._compiler
+                )
+
+    def start(self, slots: Mapping[int, SlotState]) -> StepMasks:
+        """Begin the masks of `slots`. Their tokens must not change until the masks are taken."""
+        pending = {
+            slot: self._threads.submit(_mask, self._slots[slot], state)
+            for slot, state in slots.items()
+            if slot in self._slots
+        }
+        return StepMasks(pending, self._num_tokens)
+
+
+def _mask(compiled: Future[TokenConstraint | None], state: SlotState) -> Mask:
+    try:
+        constraint = compiled.result()
+        if constraint is None:
+            return None
+        first = state.num_prompt_tokens + constraint.num_accepted
+        for token_id in state.token_ids[first:]:
+            if not constraint.accept(token_id):
+                return RequestError("the grammar stopped following its own text; make it simpler")
+        return constraint.mask()
+    except RequestError as error:
+        return error
