@@ -4,6 +4,7 @@ The public names are loaded when they are first used: importing this package imp
 nor a server, so that the parts without tensors stay usable without them.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
         RequestError,
     )
     from mimo_engine.llm import LLM, Output
+
+# OpenMP's threads spin at their barriers by default: beside other busy processes that makes a small
+# model many times slower (docs/log.md). Read once, when torch is loaded, and by child processes.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __version__ = "0.1.0"
 

@@ -9,7 +9,6 @@ Exit codes: 0 done, 1 refused (one line on stderr says why and what to do), 2 wr
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -42,9 +41,6 @@ _FLAG_STYLE = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command named by `argv` (default: `sys.argv[1:]`); returns the exit code."""
-    # OpenMP's threads spin at their barriers by default: beside other busy processes that makes a
-    # small model many times slower (docs/log.md). Read when torch is loaded, by children too.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
