@@ -21,10 +21,15 @@ from mimo_engine.server.app import create_app
 MODEL = "org/fake-model"
 
 
+def scripted(text):
+    """Text of a message that makes the engine answer with `text`."""
+    return f"<|fim_prefix|>{text}<|fim_suffix|>"
+
+
 class FakeServer:
     """What a test needs to talk to the server and to know what it should say."""
 
-    def __init__(self, directory, *, scheduler=None, restart_policy=None, **options):
+    def __init__(self, directory, *, scheduler=None, restart_policy=None, thinking=None, **options):
         vocabulary = write_synthetic_tokenizer(directory, chat_template=family_template())
         self.tokenizer = Tokenizer.from_dir(directory)
         self.template = ChatTemplate(family_template())
@@ -43,6 +48,7 @@ class FakeServer:
         self._directory = directory
         self._config = config
         self._restart_policy = restart_policy
+        self._thinking = thinking
         self._started = threading.Event()
         self._failure = None
         self._sock = socket.create_server(("127.0.0.1", 0))
@@ -60,6 +66,7 @@ class FakeServer:
                 self.template,
                 model_name=MODEL,
                 defaults=read_sampling_defaults(self._directory),
+                thinking=self._thinking,
             )
             config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False)
             self._server = uvicorn.Server(config)

@@ -317,7 +317,6 @@ def test_fields_that_change_no_output_are_taken(server):
     assert server.post("/v1/completions", {"prompt": "a", "suffix": None}).status_code == 200
 
 
-TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}
 
 
@@ -326,9 +325,6 @@ IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": 
     [
         ({"temprature": 1}, "temprature", "unknown field 'temprature'"),
         ({"temprature": None}, "temprature", "unknown field"),
-        ({"tools": [TOOL]}, "tools", "not supported yet"),
-        ({"tool_choice": "required"}, "tool_choice", "not supported yet"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "not supported yet"),
         ({"messages": []}, "messages", "cannot be empty"),
         ({"messages": "hello"}, "messages", "list"),
         ({"messages": [IMAGE]}, "messages", "Model only supports text input; received"),

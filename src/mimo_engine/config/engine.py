@@ -19,6 +19,7 @@ __all__ = [
     "ParallelConfig",
     "SchedulerConfig",
     "ServerConfig",
+    "ThinkingConfig",
 ]
 
 GIB = 1024**3
@@ -107,6 +108,24 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ThinkingConfig:
+    """What chat requests may do while they think."""
+
+    strict_thinking: bool = False
+    """A thought ends with </think> only: until then no tool call and no end of the turn is
+    sampled. Requests with a grammar always have this."""
+    thinking_token_budget: int | None = None
+    """Tokens of a thought before </think> is forced, for requests that give none. Default: no
+    limit."""
+    tool_call_in_thinking: Literal["rescue", "leave"] = "rescue"
+    """A tool call inside a thought ends it and is a call (rescue), or is text of it (leave)."""
+
+    def __post_init__(self) -> None:
+        if self.thinking_token_budget is not None and self.thinking_token_budget < 1:
+            raise ConfigError("--thinking-token-budget must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ServerConfig:
     """The HTTP front."""
 
@@ -118,6 +137,7 @@ class ServerConfig:
     """Name in the API. Default: the name of the checkpoint's directory."""
     chat_template: str | None = None
     """A Jinja file that replaces the checkpoint's chat template."""
+    thinking: ThinkingConfig = field(default_factory=ThinkingConfig)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 2**16:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from mimo_engine.errors import EngineUnavailableError
-from mimo_engine.server.chat import conversation_token_ids
+from mimo_engine.server.chat import conversation_text
 from mimo_engine.server.chat_schemas import TokenizeRequest
 from mimo_engine.server.generation import ServerContext
 from mimo_engine.server.responses import ModelCard
@@ -76,5 +76,5 @@ def _card(context: ServerContext) -> ModelCard:
 
 def _tokenize(body: TokenizeRequest, context: ServerContext) -> list[int]:
     if body.prompt is None:
-        return conversation_token_ids(body, context)
+        return context.tokenizer.encode(conversation_text(body, context))
     return context.tokenizer.encode(body.prompt, add_special_tokens=body.add_special_tokens)

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 
 from mimo_engine.chat.template import ChatTemplate
 from mimo_engine.chat.tokenizer import Tokenizer
+from mimo_engine.config.engine import ThinkingConfig
 from mimo_engine.config.generation import SamplingDefaults
 from mimo_engine.engine.client import AsyncEngineClient
 from mimo_engine.server.admin import admin_router
@@ -15,6 +16,7 @@ from mimo_engine.server.chat import chat_router
 from mimo_engine.server.completions import completions_router
 from mimo_engine.server.errors import add_error_handlers
 from mimo_engine.server.generation import ServerContext
+from mimo_engine.server.grammars import GrammarCheck
 from mimo_engine.server.metrics import Metrics
 
 __all__ = ["create_app"]
@@ -27,10 +29,11 @@ def create_app(
     *,
     model_name: str,
     defaults: SamplingDefaults,
+    thinking: ThinkingConfig | None = None,
 ) -> FastAPI:
     """The routes over a started `client`, which the caller closes after the server has ended.
 
-    `template` None: a base model, without chat. `defaults`: of chat requests.
+    `template` None: a base model, without chat. `defaults` and `thinking`: of chat requests.
     """
     context = ServerContext(
         client=client,
@@ -38,6 +41,8 @@ def create_app(
         template=template,
         model_name=model_name,
         defaults=defaults,
+        thinking=thinking or ThinkingConfig(),
+        check_grammar=GrammarCheck(tokenizer),
         metrics=Metrics(client),
         created=int(time.time()),
     )

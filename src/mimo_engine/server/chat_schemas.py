@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
+from mimo_engine.chat.tools import tool_schemas
 from mimo_engine.config.generation import SamplingDefaults
 from mimo_engine.config.sampling import MAX_LOGPROBS, SamplingParams
 from mimo_engine.errors import RequestError
@@ -18,17 +19,13 @@ __all__ = ["ChatRequest", "Conversation", "TokenizeRequest"]
 class Conversation(RequestModel):
     """What decides the text that the model reads."""
 
-    not_served: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "functions": ([],),
-        "function_call": ("none", "auto"),
-        "tools": ([],),
-        "tool_choice": ("none", "auto"),
-    }
-
     messages: list[dict[str, Any]]
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    enable_thinking: bool | None = None
     reasoning_effort: str | float | None = None
     reasoning: dict[str, Any] | None = None
     thinking: dict[str, Any] | None = None
@@ -42,6 +39,47 @@ class Conversation(RequestModel):
             )
         return self
 
+    def shown_tools(self) -> list[dict[str, Any]]:
+        """The tools that the model reads about, as `tool_choice` has it: all, none, or one.
+
+        RequestError: a choice that there is not, or tools that are not well-formed.
+        """
+        tools = self.tools or []
+        tool_schemas(tools)
+        match self.tool_choice:
+            case "none":
+                return []
+            case None | "auto":
+                return tools
+            case "required":
+                if not tools:
+                    raise RequestError(
+                        "Tools cannot be empty if tool choice is set to required.", param="tools"
+                    )
+                return tools
+            case {"type": "function", "function": {"name": str() as name}}:
+                return [self._tool_named(name)]
+        raise RequestError(
+            "tool_choice must be none, auto, required, or an object such as "
+            '{"type": "function", "function": {"name": "a tool"}}',
+            param="tool_choice",
+        )
+
+    def _tool_named(self, name: str) -> dict[str, Any]:
+        if not self.tools:
+            raise RequestError(
+                "Tools cannot be empty if tool choice is set to a specific tool.", param="tools"
+            )
+        for tool in self.tools:
+            if tool["function"]["name"] == name:
+                return tool
+        raise RequestError(f"Tool '{name}' not found in tools list.", param="tool_choice")
+
+    @property
+    def must_call(self) -> bool:
+        """The answer is a tool call whether the model likes it or not."""
+        return self.tool_choice not in (None, "none", "auto")
+
     def template_kwargs(self) -> dict[str, Any]:
         """chat_template_kwargs, with the other ways to switch thinking mapped on the template's
         (protocol.md 3.3): the model has on and off, no degrees."""
@@ -52,6 +90,8 @@ class Conversation(RequestModel):
         return kwargs
 
     def _thinks(self) -> bool | None:
+        if self.enable_thinking is not None:
+            return self.enable_thinking
         if self.thinking is not None:
             return _one_of(self.thinking, "thinking", "type", {"enabled": True, "disabled": False})
         effort = self.reasoning_effort
@@ -82,23 +122,31 @@ class ChatRequest(Conversation, SamplingRequest):
     """POST /v1/chat/completions."""
 
     not_served: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        **Conversation.not_served,
         "audio": (),
+        "include_reasoning": (True,),
         "modalities": (["text"],),
-        "response_format": ({"type": "text"},),
-        "separate_reasoning": (False,),
         "verbosity": (),
         "web_search_options": (),
     }
 
     max_completion_tokens: int | None = None
+    thinking_token_budget: int | None = Field(default=None, ge=1)
+    separate_reasoning: bool | None = None
+    stream_reasoning: bool | None = None
+    parallel_tool_calls: bool | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
 
     @model_validator(mode="after")
-    def _check_logprobs(self) -> ChatRequest:
+    def _check_combinations(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
             raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
+        if self.must_call and self.format() is not None:
+            raise RequestError(
+                "a tool_choice that demands a call excludes response_format, structured_outputs, "
+                "regex and ebnf: give one of them",
+                param="tool_choice",
+            )
         return self
 
     def sampling_params(self, defaults: SamplingDefaults) -> SamplingParams:

@@ -38,6 +38,10 @@ def completions_router(context: ServerContext) -> APIRouter:
         context.check_model(body.model)
         prompts = await asyncio.to_thread(_token_ids, body, context.tokenizer)
         params = body.sampling_params()
+        field, grammar = body.format() or ("", None)
+        if grammar is not None:
+            await context.check_grammar(field, grammar)
+            params = replace(params, grammar=grammar)
         if body.max_tokens is None:
             # A default is not a demand: it yields where the context ends.
             room = context.client.info.max_model_len - max(map(len, prompts))

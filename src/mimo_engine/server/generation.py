@@ -13,18 +13,21 @@ from dataclasses import dataclass, replace
 from uuid import uuid4
 
 import msgspec
+from msgspec import UNSET
 
 from mimo_engine.chat.detokenize import OutputText
 from mimo_engine.chat.template import ChatTemplate
 from mimo_engine.chat.tokenizer import Tokenizer
+from mimo_engine.config.engine import ThinkingConfig
 from mimo_engine.config.generation import SamplingDefaults
 from mimo_engine.config.sampling import SamplingParams
 from mimo_engine.engine.client import AsyncEngineClient
 from mimo_engine.errors import ContextLengthError, MimoError, RequestError
 from mimo_engine.messages import NewRequest, TokenLogprobs, TokenOutput
 from mimo_engine.server.errors import ModelNotFoundError
+from mimo_engine.server.grammars import GrammarCheck
 from mimo_engine.server.metrics import Metrics
-from mimo_engine.server.responses import PromptTokensDetails, Usage
+from mimo_engine.server.responses import CompletionTokensDetails, PromptTokensDetails, Usage
 
 __all__ = ["Generation", "ServerContext", "Update"]
 
@@ -40,6 +43,8 @@ class ServerContext:
     model_name: str
     defaults: SamplingDefaults
     """Of chat requests."""
+    thinking: ThinkingConfig
+    check_grammar: GrammarCheck
     metrics: Metrics
     created: int
     """Unix time, s: when this server came to be."""
@@ -57,6 +62,7 @@ class Update:
     index: int
     is_first: bool
     text: str
+    token_ids: list[int]
     logprobs: list[TokenLogprobs]
 
 
@@ -117,9 +123,12 @@ class Generation:
                 self._context.metrics.prompt_tokens.inc(sum(self._prompt_lengths()))
                 async for output in stream:
                     update = self._take(output)
-                    if self.outputs[update.index].finish_reason and output.finish_reason is None:
+                    has_ended = self._has_ended(update.index)
+                    if has_ended and output.finish_reason is None:
                         stream.abort(output.request_id)
                     yield update
+                    if not has_ended and self._has_ended(update.index):
+                        stream.abort(output.request_id)
         except MimoError:
             unfinished = "error"
             raise
@@ -133,7 +142,11 @@ class Generation:
         async for _ in self.updates():
             pass
 
-    def usage(self) -> Usage:
+    def end(self, index: int) -> None:
+        """For the reader of an update: its choice has said enough."""
+        self.outputs[index].finish_reason = "stop"
+
+    def usage(self, reasoning_tokens: int | None = None) -> Usage:
         """A prompt counts once, however many answers it gets."""
         prompt_tokens = sum(self._prompt_lengths())
         completion_tokens = sum(len(output.token_ids) for output in self.outputs)
@@ -143,7 +156,14 @@ class Generation:
             completion_tokens=completion_tokens,
             total_tokens=prompt_tokens + completion_tokens,
             prompt_tokens_details=PromptTokensDetails(cached_tokens),
+            reasoning_tokens=UNSET if reasoning_tokens is None else reasoning_tokens,
+            completion_tokens_details=CompletionTokensDetails(reasoning_tokens)
+            if reasoning_tokens
+            else UNSET,
         )
+
+    def _has_ended(self, index: int) -> bool:
+        return self.outputs[index].finish_reason is not None
 
     def _prompt_lengths(self) -> list[int]:
         return [len(prompt) for prompt in self.prompts[:: self._n]]
@@ -155,6 +175,7 @@ class Generation:
             output = msgspec.structs.replace(
                 output, token_ids=[], logprobs=[], finish_reason="length", stop_token_id=None
             )
+        num_tokens = len(choice.output.token_ids)
         num_logprobs = len(choice.output.logprobs or ())
         text = choice.output.add(output)
         self._measure(choice, len(output.token_ids))
@@ -162,6 +183,7 @@ class Generation:
             index=self._index[output.request_id],
             is_first=is_first,
             text=text,
+            token_ids=choice.output.token_ids[num_tokens:],
             logprobs=(choice.output.logprobs or [])[num_logprobs:],
         )
 

@@ -22,10 +22,13 @@ __all__ = [
     "Completion",
     "CompletionChoice",
     "CompletionLogprobs",
+    "CompletionTokensDetails",
     "Delta",
+    "FunctionCall",
     "ModelCard",
     "PromptLogprob",
     "PromptTokensDetails",
+    "ToolCall",
     "TopLogprob",
     "Usage",
     "finite",
@@ -41,11 +44,18 @@ class PromptTokensDetails(msgspec.Struct, frozen=True):
     cached_tokens: int
 
 
+class CompletionTokensDetails(msgspec.Struct, frozen=True):
+    reasoning_tokens: int
+
+
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    reasoning_tokens: int | UnsetType = UNSET
+    """From <think> to </think>, both included. Of chat alone, as what follows."""
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
 
 
 class TopLogprob(msgspec.Struct, frozen=True):
@@ -65,11 +75,28 @@ class ChatLogprobs(msgspec.Struct, frozen=True):
     content: list[ChatLogprob]
 
 
+class FunctionCall(msgspec.Struct, frozen=True, kw_only=True):
+    """All of a call, or in a stream a piece of it: the name comes with the first."""
+
+    name: str | None
+    arguments: str
+    """JSON."""
+
+
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    index: int | UnsetType = UNSET
+    """In a stream: which of the calls of a message this is a piece of."""
+    id: str | None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
+    """None: nothing but tool calls."""
     reasoning_content: str | None = None
-    """Reserved: reasoning stands in `content`, in its tags."""
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,6 +120,7 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
     reasoning_content: str | None = None
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChunkChoice(msgspec.Struct, frozen=True, kw_only=True):

@@ -55,7 +55,14 @@ async def _serve(engine: EngineConfig, server: ServerConfig, build: str) -> int:
         with _bound_socket(server) as sock:
             await client.start()
             model_name = server.served_model_name or model_dir.resolve().name
-            app = create_app(client, tokenizer, template, model_name=model_name, defaults=defaults)
+            app = create_app(
+                client,
+                tokenizer,
+                template,
+                model_name=model_name,
+                defaults=defaults,
+                thinking=server.thinking,
+            )
             await _Server(app).serve(sockets=[sock])
     except MimoError as error:
         logger.error("%s", error)

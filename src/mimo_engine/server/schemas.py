@@ -14,15 +14,15 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mimo_engine.config.generation import SamplingDefaults
-from mimo_engine.config.sampling import MAX_LOGPROBS, SamplingParams
+from mimo_engine.config.sampling import MAX_LOGPROBS, GrammarSpec, SamplingParams
 from mimo_engine.errors import RequestError
+from mimo_engine.server.formats import FORMAT_FIELDS, answer_format
 
 __all__ = ["CompletionRequest", "DetokenizeRequest", "RequestModel", "SamplingRequest"]
 
 IGNORED = frozenset(
     {
         "metadata",
-        "parallel_tool_calls",
         "prediction",
         "prompt_cache_key",
         "prompt_cache_retention",
@@ -33,6 +33,16 @@ IGNORED = frozenset(
     }
 )
 """Fields of OpenAI's API that concern its accounts and its speed, not what is generated."""
+
+SUCCESSORS = {
+    "functions": "tools",
+    "function_call": "tool_choice",
+    "guided_json": "response_format",
+    "guided_regex": "regex",
+    "guided_grammar": "ebnf",
+    "guided_choice": "structured_outputs.choice",
+}
+"""Fields that have been replaced, and by what."""
 
 
 class RequestModel(BaseModel):
@@ -49,7 +59,9 @@ class RequestModel(BaseModel):
         for name, value in data.items():
             if name in cls.model_fields or name in IGNORED:
                 continue
-            if name not in cls.not_served:
+            if name in SUCCESSORS and value is not None:
+                raise RequestError(f"use {SUCCESSORS[name]} in place of {name}", param=name)
+            if name not in cls.not_served and name not in SUCCESSORS:
                 raise RequestError(f"unknown field {name!r}: remove it", param=name)
             if value is not None and value not in cls.not_served[name]:
                 raise RequestError(f"{name} is not supported yet: remove it", param=name)
@@ -84,6 +96,10 @@ class SamplingRequest(RequestModel):
     include_stop_str_in_output: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    regex: str | None = None
+    ebnf: str | None = None
 
     @model_validator(mode="after")
     def _check_stream_options(self) -> SamplingRequest:
@@ -102,6 +118,10 @@ class SamplingRequest(RequestModel):
         return self.include_usage and bool(
             self.stream_options and self.stream_options.continuous_usage_stats
         )
+
+    def format(self) -> tuple[str, GrammarSpec] | None:
+        """The field that asks for a form of the answer, and its grammar (formats.py)."""
+        return answer_format({name: getattr(self, name) for name in FORMAT_FIELDS})
 
     def _sampling_params(self, defaults: SamplingDefaults, **own: Any) -> SamplingParams:
         """`own`: the fields that the endpoint computes. RequestError: out of bounds."""
@@ -139,7 +159,6 @@ class CompletionRequest(SamplingRequest):
     not_served: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "suffix": ("",),
         "use_beam_search": (False,),
-        "response_format": ({"type": "text"},),
     }
 
     prompt: str | list[Any]

@@ -26,7 +26,10 @@ SCHEDULER = {
 }
 ENGINE = {"--dtype", "--device", "--tensor-parallel-size"} | SETTINGS | CACHE | SCHEDULER
 FLAGS = {
-    "serve": ENGINE | {"--host", "--port", "--served-model-name", "--chat-template"},
+    "serve": ENGINE
+    | {"--host", "--port", "--served-model-name", "--chat-template"}
+    | {"--strict-thinking", "--no-strict-thinking"}
+    | {"--thinking-token-budget", "--tool-call-in-thinking"},
     "generate": ENGINE
     | {"--prompt", "--chat", "--no-chat", "--max-tokens"}
     | {"--temperature", "--top-p", "--top-k", "--seed"},
