@@ -332,6 +332,7 @@ class StreamParser:
         elif tag:
             self._end_call_early()
         else:
+            self._block_closed = False
             self._add_value(self._take_gap())
             self._state = _State.IN_PARAMETER
         return True
@@ -421,8 +422,13 @@ class StreamParser:
             self._record("whitespace", "\n")
 
     def _end_call_early(self) -> None:
+        """By the tags in the gap. White space after them stays there, as after any call."""
+        after: list[Span] = []
         self._end_value_early()
+        while self._gap[-1].kind == "whitespace":
+            after.append(self._gap.pop())
         self._drop_gap()
+        self._gap = after[::-1]
         self._end_call()
 
     def _cut_value(self, rest: str) -> None:
