@@ -49,18 +49,15 @@ text[lazy]: TEXT "</parameter>\n"
 """
 
 
-def tool_grammar(
-    tools: Sequence[Mapping[str, Any]], name: str | None = None, *, parallel: bool = True
-) -> GrammarSpec:
-    """For the `tools` of an OpenAI request: a call of any, or of the one called `name`.
+def tool_grammar(tools: Sequence[Mapping[str, Any]], *, parallel: bool = True) -> GrammarSpec:
+    """For a call of any of `tools`, in the form of an OpenAI request; at least one.
 
-    `parallel`: one call or more; without it, exactly one. RequestError: `name` is none of theirs,
-    or a schema cannot be kept. `GrammarCompiler.check` of the result has the last word on schemas.
+    Their names are such as the format can carry (chat/tools.py sees to it). `parallel`: one call or
+    more; without it, exactly one. RequestError: a schema cannot be kept.
+    `GrammarCompiler.check` of the result has the last word on schemas.
     """
-    functions = [tool["function"] for tool in tools]
-    chosen = [function for function in functions if name in (None, function["name"])]
-    if not chosen:
-        raise RequestError(f"Tool {name!r:.80} not found in tools list.", param="tool_choice")
+    assert tools
+    chosen = [tool["function"] for tool in tools]
     lines = [
         "start: call+" if parallel else "start: call",
         f"call: <tool_call> ({_either(f'f{i}' for i in range(len(chosen)))}) </tool_call>",

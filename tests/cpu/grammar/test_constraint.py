@@ -1,0 +1,113 @@
+"""Thinking, then a grammar: each mask equals one that is computed from the whole output anew."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mimo_engine.config.sampling import GrammarSpec, SamplingParams
+from mimo_engine.grammar.constraint import make_constraint
+
+ABC = GrammarSpec(kind="regex", text="(ab|c){1,3}")
+TEXT = "abc c"
+
+
+def allowed(mask, num_tokens):
+    if mask is None:
+        return set(range(num_tokens))
+    bits = int.from_bytes(mask, "little")
+    assert bits >> num_tokens == 0
+    return {token_id for token_id in range(num_tokens) if bits >> token_id & 1}
+
+
+def naive(params, compiler, output):
+    """The tokens that may follow `output`, by the words of ThinkingSpec; None: no output."""
+    everything = set(range(compiler.num_tokens))
+    thinking, answer = params.thinking, list(output)
+    if thinking is not None and output and output[0] == thinking.start_id:
+        if thinking.end_id not in output[1:]:
+            inside = output[1:]
+            ends = compiler.end_ids if params.grammar else set()
+            banned = ({*thinking.banned_ids} | ends) - {thinking.end_id}
+            budget = thinking.budget
+            if banned & set(inside) or (budget is not None and len(output) > max(budget, 1)):
+                return None
+            is_spent = budget is not None and len(output) >= budget
+            return {thinking.end_id} if is_spent else everything - banned
+        end = output.index(thinking.end_id, 1)
+        if naive(params, compiler, output[:end]) is None:
+            return None
+        answer = output[end + 1 :]
+    may_think = thinking is not None and not output
+    if params.grammar is None:
+        return everything
+    matcher = compiler.matcher(params.grammar)
+    if not all(matcher.accept(token_id) for token_id in answer):
+        return None
+    return allowed(matcher.mask(), compiler.num_tokens) | (
+        {thinking.start_id} if may_think else set()
+    )
+
+
+@pytest.mark.parametrize(
+    ("grammar", "budget"), [(ABC, "none"), (None, 4), (ABC, 4), (ABC, 0), (ABC, None)]
+)
+@given(data=st.data())
+def test_masks_survive_any_walk_of_drafts_forward_and_back(
+    data, grammar, budget, thinking, compiler, tokenizer
+):
+    spec = None if budget == "none" else thinking(budget)
+    params = SamplingParams(grammar=grammar, thinking=spec)
+    constraint = make_constraint(params, compiler)
+    assert constraint is not None
+    tags = [tokenizer.id_of(name) for name in ("<think>", "</think>", "<tool_call>", "<|im_end|>")]
+    tokens = st.sampled_from([*tags, *tokenizer.encode(TEXT)])
+    output: list[int] = []
+    for step in data.draw(st.lists(st.one_of(tokens, st.integers(-4, -1)), max_size=25)):
+        if step < 0:
+            count = min(-step, len(output))
+            constraint.rollback(count)
+            del output[len(output) - count :]
+        else:
+            before = naive(params, compiler, output)
+            assert constraint.accept(step) == (step in before)
+            if step in before:
+                output.append(step)
+        assert constraint.num_accepted == len(output)
+        assert allowed(constraint.mask(), compiler.num_tokens) == naive(params, compiler, output)
+
+
+def test_the_first_token_begins_a_thought_or_the_answer(compiler, tokenizer, thinking):
+    constraint = make_constraint(SamplingParams(grammar=ABC, thinking=thinking()), compiler)
+    first = allowed(constraint.mask(), compiler.num_tokens)
+    assert tokenizer.id_of("<think>") in first
+    assert tokenizer.encode("c")[0] in first
+    assert tokenizer.id_of("</think>") not in first
+    assert not first & compiler.end_ids
+    assert constraint.accept(tokenizer.encode("c")[0])
+    assert tokenizer.id_of("<think>") not in allowed(constraint.mask(), compiler.num_tokens)
+
+
+def test_a_spent_budget_leaves_only_the_end_of_the_thought(compiler, tokenizer, thinking):
+    constraint = make_constraint(SamplingParams(thinking=thinking(budget=3)), compiler)
+    for name in ("<think>", "<think>", "<think>"):
+        assert constraint.accept(tokenizer.id_of(name))
+    end = tokenizer.id_of("</think>")
+    assert allowed(constraint.mask(), compiler.num_tokens) == {end}
+    assert not constraint.accept(tokenizer.id_of("<think>"))
+    assert constraint.accept(end)
+    assert constraint.mask() is None
+
+
+def test_a_thought_before_a_grammar_cannot_end_the_output(compiler, tokenizer, thinking):
+    free = make_constraint(SamplingParams(thinking=thinking(budget=9, banned=())), compiler)
+    held = make_constraint(SamplingParams(grammar=ABC, thinking=thinking(banned=())), compiler)
+    for constraint in (free, held):
+        assert constraint.accept(tokenizer.id_of("<think>"))
+    end = tokenizer.id_of("<|im_end|>")
+    assert end in allowed(free.mask(), compiler.num_tokens)
+    assert end not in allowed(held.mask(), compiler.num_tokens)
+
+
+def test_an_output_that_may_be_anything_has_no_constraint(compiler, thinking):
+    for params in (SamplingParams(), SamplingParams(thinking=thinking(banned=()))):
+        assert make_constraint(params, compiler) is None
