@@ -23,7 +23,7 @@ from mimo_engine.model.text import TextModel
 
 __all__ = ["main", "measure"]
 
-_WARM_UP_STEPS = 20
+_WARM_UP_STEPS = 10
 
 
 class _TimedModel:
@@ -59,7 +59,7 @@ class Measurement:
 
 
 def measure(llm: LLM, batch: int, params: SamplingParams, *, num_steps: int) -> Measurement:
-    """Decode `batch` requests of 256 prompt tokens for `num_steps` steps."""
+    """Decode `batch` requests of 32 prompt tokens for `num_steps` steps."""
     core = llm.core
     assert isinstance(core.executor, Executor)
     runner = core.executor.worker.runner
@@ -69,7 +69,7 @@ def measure(llm: LLM, batch: int, params: SamplingParams, *, num_steps: int) -> 
     texts: dict[str, OutputText] = {}
     for index in range(batch):
         request_id = f"bench-{index}"
-        prompt = [(7 * index + 3 * j) % 256 for j in range(256)]
+        prompt = [(7 * index + 3 * j) % 256 for j in range(32)]
         texts[request_id] = OutputText(llm.tokenizer, params)
         core.add(NewRequest(request_id=request_id, prompt_token_ids=prompt, params=params))
     step_us: list[float] = []
@@ -106,7 +106,7 @@ def main(model: str) -> None:
     [first], [second] = (llm.generate(list(range(200)), greedy_of(32)) for _ in range(2))
     assert first.token_ids == second.token_ids
     rows = [
-        measure(llm, batch, params, num_steps=100)
+        measure(llm, batch, params, num_steps=40)
         for batch in (1, 16, 64)
         for params in (greedy, drawn)
     ]
