@@ -1,4 +1,4 @@
-"""The real server, in a thread, on a port of its own, over the fake engine in a real process."""
+"""The real server, in a thread, on a port of its own, over an engine in a real process."""
 
 import asyncio
 import json
@@ -26,27 +26,15 @@ def scripted(text):
     return f"<|fim_prefix|>{text}<|fim_suffix|>"
 
 
-class FakeServer:
-    """What a test needs to talk to the server and to know what it should say."""
+class ServerThread:
+    """The server over the engine that `build` makes of `config`. `directory` has the tokenizer."""
 
-    def __init__(self, directory, *, scheduler=None, restart_policy=None, thinking=None, **options):
-        vocabulary = write_synthetic_tokenizer(directory, chat_template=family_template())
+    def __init__(self, directory, config, build, *, restart_policy=None, thinking=None):
         self.tokenizer = Tokenizer.from_dir(directory)
         self.template = ChatTemplate(family_template())
-        self.special_ids = sorted(
-            id_ for name, id_ in vocabulary.ids.items() if self.tokenizer.is_skipped(id_)
-        )
-        self.eos_id = self.tokenizer.id_of("<|im_end|>")
-        config = fake_config(
-            scheduler=scheduler,
-            eos_id=self.eos_id,
-            special_ids=self.special_ids,
-            vocab_size=vocabulary.num_tokens,
-            script_marks=[vocabulary.ids["<|fim_prefix|>"], vocabulary.ids["<|fim_suffix|>"]],
-            **options,
-        )
         self._directory = directory
         self._config = config
+        self._build = build
         self._restart_policy = restart_policy
         self._thinking = thinking
         self._started = threading.Event()
@@ -57,7 +45,9 @@ class FakeServer:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()))
 
     async def _main(self):
-        self.engine = AsyncEngineClient(self._config, BUILD, restart_policy=self._restart_policy)
+        self.engine = AsyncEngineClient(
+            self._config, self._build, restart_policy=self._restart_policy
+        )
         try:
             await self.engine.start()
             app = create_app(
@@ -118,6 +108,27 @@ class FakeServer:
             if line.startswith(f"{name} "):
                 return float(line.rpartition(" ")[2])
         return None
+
+
+class FakeServer(ServerThread):
+    """What a test needs to talk to the server and to know what it should say."""
+
+    def __init__(self, directory, *, scheduler=None, restart_policy=None, thinking=None, **options):
+        vocabulary = write_synthetic_tokenizer(directory, chat_template=family_template())
+        tokenizer = Tokenizer.from_dir(directory)
+        self.special_ids = sorted(
+            id_ for id_ in vocabulary.ids.values() if tokenizer.is_skipped(id_)
+        )
+        self.eos_id = tokenizer.id_of("<|im_end|>")
+        config = fake_config(
+            scheduler=scheduler,
+            eos_id=self.eos_id,
+            special_ids=self.special_ids,
+            vocab_size=vocabulary.num_tokens,
+            script_marks=[vocabulary.ids["<|fim_prefix|>"], vocabulary.ids["<|fim_suffix|>"]],
+            **options,
+        )
+        super().__init__(directory, config, BUILD, restart_policy=restart_policy, thinking=thinking)
 
     def chat_prompt(self, messages, **template_kwargs):
         text = self.template.render(messages, template_kwargs=template_kwargs)
