@@ -2,11 +2,12 @@
 
 import sys
 
-from mimo_engine.bench import load, parser, scheduler, step
+from mimo_engine.bench import grammar, load, parser, scheduler, step
 
 if len(sys.argv) != 2:
     sys.exit("usage: python -m mimo_engine.bench MODEL")
 scheduler.main([])
 parser.main([])
 step.main(sys.argv[1])
+grammar.main(sys.argv[1])
 load.main(sys.argv[1])
