@@ -21,7 +21,6 @@ output follows. No lone closing tag counts, since values are often source code t
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from enum import Enum, auto
 from typing import Literal
@@ -38,7 +37,7 @@ from mimo_engine.chat.events import (
     ToolCallStart,
     merge_events,
 )
-from mimo_engine.chat.tags import (
+from mimo_engine.chat.tag_reader import (
     CALL,
     END_CALL,
     END_FUNCTION,
@@ -47,6 +46,7 @@ from mimo_engine.chat.tags import (
     FUNCTION,
     PARAMETER,
     THINK,
+    TagReader,
     Tags,
     name_in,
 )
@@ -74,8 +74,6 @@ def thinking_after(prompt: str) -> Thinking:
         return "open"
     return "off" if turn.strip() else "maybe"
 
-
-_SPACE = re.compile(r"[ \t\r\n]*")
 
 _THINK_TAGS = Tags(THINK, END_THINK)
 _FUNCTION_TAG = Tags(FUNCTION)
@@ -148,8 +146,7 @@ class StreamParser:
         self._events: list[Event] = []
         self._finished = False
 
-        self._buffer = ""
-        self._position = 0
+        self._reader = TagReader()
         # White space and tags that were read, and may turn out to be text.
         self._gap: list[Span] = []
 
@@ -179,8 +176,7 @@ class StreamParser:
     def push(self, text: str) -> list[Event]:
         """What `text`, the next piece of the output, adds."""
         assert not self._finished
-        self._buffer = self._buffer[self._position :] + text
-        self._position = 0
+        self._reader.push(text)
         while self._steps[self._state]():
             pass
         return self._take_events()
@@ -189,7 +185,7 @@ class StreamParser:
         """What was held, once the output has ended. A call that was cut is not completed."""
         assert not self._finished
         self._finished = True
-        rest = self._buffer[self._position :]
+        rest = self._reader.rest()
         if self._state is _State.VALUE_END:
             if self._newline or self._block_closed:
                 self._end_call_early()
@@ -225,7 +221,7 @@ class StreamParser:
         return True
 
     def _reasoning(self) -> bool:
-        text, tag = self._text_until(self._reasoning_tags)
+        text, tag = self._reader.text_until(self._reasoning_tags)
         self._add_reasoning(text)
         if tag == END_THINK:
             self._drop_tag(tag)
@@ -235,7 +231,7 @@ class StreamParser:
         return bool(tag)
 
     def _content(self) -> bool:
-        text, tag = self._text_until(self._content_tags)
+        text, tag = self._reader.text_until(self._content_tags)
         self._add_content(text)
         if not tag:
             return False
@@ -247,7 +243,7 @@ class StreamParser:
         elif tag.startswith(FUNCTION) and self._line_start:
             self._begin_call(tag)
         else:
-            self._position += len(tag)
+            self._reader.skip(tag)
             self._add_content(tag)
         return True
 
@@ -284,21 +280,21 @@ class StreamParser:
         return True
 
     def _stray(self) -> bool:
-        text, tag = self._text_until(_FUNCTION_TAGS)
+        text, tag = self._reader.text_until(_FUNCTION_TAGS)
         self._add_content(text)
         if tag:
             self._state = _State.IN_FUNCTION
         return bool(tag)
 
     def _in_parameter(self) -> bool:
-        text, tag = self._text_until(_VALUE_TAGS)
+        text, tag = self._reader.text_until(_VALUE_TAGS)
         self._add_value(text)
         if not tag:
             return False
         if tag == END_PARAMETER:
             self._put_newline()
             if self._argument is None:
-                self._position += len(tag)
+                self._reader.skip(tag)
                 self._add_content(tag)
             else:
                 self._add_arguments(*self._argument.end())
@@ -315,7 +311,7 @@ class StreamParser:
             self._end_value_early()
             self._state = _State.IN_FUNCTION
         else:
-            self._position += len(tag)
+            self._reader.skip(tag)
             self._add_value(tag)
         return True
 
@@ -384,7 +380,7 @@ class StreamParser:
         name = name_in(tag)
         if name in self._given:
             self._argument = None
-            self._position += len(tag)
+            self._reader.skip(tag)
             self._add_content(tag)
             return
         self._drop_tag(tag)
@@ -437,35 +433,20 @@ class StreamParser:
         if self._argument is not None:
             self._add_arguments(*self._argument.cut())
 
-    # Reading
-
-    def _text_until(self, tags: Tags) -> tuple[str, str]:
-        """Text up to one of `tags`, and the tag, not yet read; "" if there is none so far."""
-        start = self._position
-        match = tags.pattern.search(self._buffer, start)
-        self._position = match.start() if match else tags.end_of_text(self._buffer, start)
-        return self._buffer[start : self._position], match[0] if match else ""
+    # Tags, and white space and tags that may be text
 
     def _next_tag(self, tags: Tags) -> str | None:
-        """The one of `tags` that comes next, not yet read. "": other text does. None: unknown.
-
-        White space before it is read into the gap.
-        """
-        match = _SPACE.match(self._buffer, self._position)
-        assert match is not None
-        if match[0]:
-            self._gap.append(Span("whitespace", match[0]))
-            self._position = match.end()
-        if tag := tags.pattern.match(self._buffer, self._position):
-            return tag[0]
-        return None if tags.may_grow(self._buffer, self._position) else ""
+        """As the reader's, after the white space that may come before it."""
+        if space := self._reader.space():
+            self._gap.append(Span("whitespace", space))
+        return self._reader.next_tag(tags)
 
     def _hold_tag(self, tag: str) -> None:
-        self._position += len(tag)
+        self._reader.skip(tag)
         self._gap.append(Span("tag", tag))
 
     def _drop_tag(self, tag: str) -> None:
-        self._position += len(tag)
+        self._reader.skip(tag)
         self._record("tag", tag)
 
     def _drop_gap(self) -> None:

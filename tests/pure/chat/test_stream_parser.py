@@ -453,7 +453,7 @@ def test_no_text_makes_the_parser_hold_or_read_again_more_than_a_tag(prefix, pie
     scanned = 0
     for character in text:
         parser.push(character)
-        scanned += len(parser._buffer)
+        scanned += len(parser._reader._buffer)
     assert scanned < 300 * len(text)
     parser.push("</parameter></function></tool_call>")
     parser.finish()

@@ -19,6 +19,7 @@ __all__ = [
     "FUNCTION",
     "PARAMETER",
     "THINK",
+    "TagReader",
     "Tags",
     "name_in",
 ]
@@ -31,6 +32,7 @@ PARAMETER, END_PARAMETER = "<parameter=", "</parameter>"
 _NAME = rf"[^<>\n]{{1,{MAX_NAME_LEN}}}+>"
 _NOT_IN_NAME = re.compile(r"[<>\n]")
 _NEVER = "(?!)"
+_SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def name_in(tag: str) -> str:
@@ -66,3 +68,44 @@ class Tags:
                 name = suffix[len(tag) :]
                 return len(name) <= MAX_NAME_LEN and not _NOT_IN_NAME.search(name)
         return False
+
+
+class TagReader:
+    """The part of a growing text that has not been read. Only what may become a tag stays long."""
+
+    def __init__(self) -> None:
+        self._buffer = ""
+        self._position = 0
+
+    def push(self, text: str) -> None:
+        """Add `text` to the end."""
+        self._buffer = self._buffer[self._position :] + text
+        self._position = 0
+
+    def skip(self, tag: str) -> None:
+        """Read the tag that comes next."""
+        self._position += len(tag)
+
+    def rest(self) -> str:
+        """What has not been read."""
+        return self._buffer[self._position :]
+
+    def text_until(self, tags: Tags) -> tuple[str, str]:
+        """Text up to one of `tags`, and the tag, not yet read; "" if there is none so far."""
+        start = self._position
+        match = tags.pattern.search(self._buffer, start)
+        self._position = match.start() if match else tags.end_of_text(self._buffer, start)
+        return self._buffer[start : self._position], match[0] if match else ""
+
+    def space(self) -> str:
+        """Read the white space that comes next."""
+        match = _SPACE.match(self._buffer, self._position)
+        assert match is not None
+        self._position = match.end()
+        return match[0]
+
+    def next_tag(self, tags: Tags) -> str | None:
+        """The one of `tags` that comes next, not yet read. "": none does. None: not known yet."""
+        if match := tags.pattern.match(self._buffer, self._position):
+            return match[0]
+        return None if tags.may_grow(self._buffer, self._position) else ""
