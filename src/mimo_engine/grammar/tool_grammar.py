@@ -19,16 +19,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mimo_engine.config.sampling import GrammarSpec
 from mimo_engine.errors import RequestError
-from mimo_engine.grammar.library import JSON_OPTIONS, regex_source
+from mimo_engine.grammar.library import JSON_OPTIONS, MAX_GRAMMAR_BYTES, regex_source
 
 __all__ = ["tool_grammar"]
 
-_MAX_DEPTH = 32
+_MAX_STEPS = 10_000
+# References may name one subschema over and over: far more may be visited than is said.
+_MAX_VISITS = 10_000
 # Of an object, what a list of parameters in fixed order cannot keep.
 _UNKEPT = (
     *("allOf", "anyOf", "oneOf", "not", "if", "then", "else", "const", "enum"),
@@ -38,6 +40,11 @@ _UNKEPT = (
 # MARKUP below, as Python reads it.
 _MARKUP = re.compile(r"</parameter>|</?tool_call>|(?:^|\n)(?:<parameter=|<function=|</function>)")
 _NULL: list[dict[str, Any]] = [{"values": ["null"]}]
+_KEYWORD_TYPES = {
+    **dict.fromkeys(("required", "enum"), list),
+    **dict.fromkeys(("minLength", "maxLength", "minProperties"), int),
+    "pattern": str,
+}
 _STRING_KEYWORDS = ("minLength", "maxLength", "pattern")
 
 _PRELUDE = r"""
@@ -47,6 +54,8 @@ LINE: /(?s:(.*\n)?)(<parameter=|<function=|<\/function>)(?s:.*)/
 TEXT: /(?s:.*)/ & ~MARKUP
 text[lazy]: TEXT "</parameter>\n"
 """
+_END_VALUE = r'"</parameter>\n"'
+_END_FUNCTION = r'"</function>\n"'
 
 
 def tool_grammar(tools: Sequence[Mapping[str, Any]], *, parallel: bool = True) -> GrammarSpec:
@@ -63,8 +72,18 @@ def tool_grammar(tools: Sequence[Mapping[str, Any]], *, parallel: bool = True) -
         f"call: <tool_call> ({_either(f'f{i}' for i in range(len(chosen)))}) </tool_call>",
         _PRELUDE,
     ]
+    size = 0
     for i, function in enumerate(chosen):
-        lines += _Function(f"f{i}", function).lines()
+        for line in _Function(f"f{i}", function).lines():
+            lines.append(line)
+            # Definitions are copied to each of their users: stop before that is large.
+            size += len(line)
+            if size > MAX_GRAMMAR_BYTES:
+                raise RequestError(
+                    f"the grammar of these tools has more than {MAX_GRAMMAR_BYTES} bytes: name one "
+                    "tool, or use fewer definitions",
+                    param="tools",
+                )
     return GrammarSpec(kind="lark", text="\n".join(lines))
 
 
@@ -74,33 +93,37 @@ class _Function:
     def __init__(self, prefix: str, function: Mapping[str, Any]) -> None:
         self._prefix = prefix
         self._name = function["name"]
+        self._num_visits = 0
         self._root = _mapping(function.get("parameters") or {}, self._refusal)
 
     def lines(self) -> list[str]:
         schema = self._resolve(self._root)
         declared = _mapping(schema.get("properties", {}), self._refusal)
-        required = list(schema.get("required", ()))
+        required = schema.get("required", [])
+        if not all(isinstance(key, str) for key in required):
+            raise self._refusal("'required' is a list of names")
         self._check_kept(schema, required)
         body: list[str] = []
         rules: list[str] = []
+        size = 0
         for i, key in enumerate(dict.fromkeys((*declared, *required))):
             value = declared.get(key, schema.get("additionalProperties", True))
             rule = f"{self._prefix}p{i}"
             value_rules = self._value(rule, key, value)
+            size += sum(map(len, value_rules))
+            if size > MAX_GRAMMAR_BYTES:
+                raise self._refusal("its schema is too large for a required or named tool_choice")
             if value_rules:
                 body.append(rule if key in required else f"{rule}?")
-                rules += value_rules
+                yield from value_rules
             elif key in required:
                 raise self._refusal(f"no value is allowed for the required {key!r:.80}")
         head = _literal(f"\n<function={self._name}>\n")
-        return [
-            f"{self._prefix}: {head} {' '.join(body)} {_literal('</function>' + chr(10))}",
-            *rules,
-        ]
+        yield f"{self._prefix}: {head} {' '.join(body)} {_END_FUNCTION}"
 
     def _check_kept(self, schema: Mapping[str, Any], required: Sequence[str]) -> None:
         unkept = next((keyword for keyword in _UNKEPT if keyword in schema), None)
-        if unkept is None and schema.get("minProperties", 0) > len(required):
+        if unkept is None and self._count(schema, "minProperties", 0) > len(required):
             unkept = "minProperties"
         if unkept is not None:
             raise self._refusal(
@@ -111,15 +134,9 @@ class _Function:
     def _value(self, rule: str, key: str, schema: Any) -> list[str]:
         """The rules of one parameter with its tags; none when nothing is valid."""
         head = _literal(f"<parameter={key}>")
-        forms = self._string_forms(schema, 0)
+        forms = self._string_forms(schema)
         if forms is None:
-            document = dict(_mapping(schema, self._refusal))
-            for name in ("$defs", "definitions"):
-                if name in self._root and '"$ref"' in json.dumps(schema):
-                    document.setdefault(name, self._root[name])
-            document["x-guidance"] = JSON_OPTIONS
-            tail = _literal("</parameter>\n")
-            return [f"{rule}: {head} {rule}v {tail}", f"{rule}v: %json {json.dumps(document)}"]
+            return [f"{rule}: {head} {rule}v {_END_VALUE}", f"{rule}v: %json {self._json(schema)}"]
         if not any(form.get("values", True) for form in forms):
             return []
         if any(form == {} for form in forms):
@@ -135,44 +152,68 @@ class _Function:
             # With its end each literal is no other's beginning.
             ends = (_literal(f"{value}</parameter>\n") for value in form["values"])
             return [f"{rule}: {_either(ends)}"]
-        least, most = form.get("minLength", 0), form.get("maxLength", "")
-        parts = [f"/(?s:.{{{least},{most}}})/", "~MARKUP"]
+        least, most = self._count(form, "minLength", 0), self._count(form, "maxLength", -1)
+        parts = [f"/(?s:.{{{least},{most if most >= 0 else ''}}})/", "~MARKUP"]
         if "pattern" in form:
+            if not isinstance(form["pattern"], str):
+                raise self._refusal("'pattern' must be a string")
             parts.append(f"/{regex_source(_anchored(form['pattern']))}/")
         terminal = rule.upper()
-        return [
-            f"{rule}[lazy]: {terminal} {_literal('</parameter>' + chr(10))}",
-            f"{terminal}: {' & '.join(parts)}",
-        ]
+        return [f"{rule}[lazy]: {terminal} {_END_VALUE}", f"{terminal}: {' & '.join(parts)}"]
 
-    def _string_forms(self, schema: Any, depth: int) -> list[dict[str, Any]] | None:
+    def _json(self, schema: Any) -> str:
+        """The text of `schema` with the definitions that it may refer to."""
+        try:
+            document = dict(self._mapping(schema))
+            for name in ("$defs", "definitions"):
+                if name in self._root and '"$ref"' in json.dumps(schema):
+                    document.setdefault(name, self._root[name])
+            return json.dumps({**document, "x-guidance": JSON_OPTIONS})
+        except RecursionError:
+            raise self._refusal("a schema is nested too deeply") from None
+
+    def _string_forms(self, schema: Any) -> list[dict[str, Any]] | None:
         """The ways in which a string is valid: {} for any, `values`, or keywords of strings. None
         when a string is not what the schema describes; empty when nothing is valid."""
         if isinstance(schema, bool):
             return [{}] if schema else []
-        if depth > _MAX_DEPTH:
-            raise self._refusal(f"unions and references are nested more than {_MAX_DEPTH} deep")
-        schema = self._resolve(_mapping(schema, self._refusal))
-        for part in schema.get("allOf", ()):
-            schema = self._joined({k: v for k, v in schema.items() if k != "allOf"}, part)
+        schema = self._resolve(self._mapping(schema))
+        while "allOf" in schema:
+            parts = self._list(schema, "allOf")
+            schema = {key: value for key, value in schema.items() if key != "allOf"}
+            for part in parts:
+                schema = self._joined(schema, part)
         for union in ("anyOf", "oneOf"):
             if union in schema:
+                branches = [branch for branch in self._list(schema, union) if branch is not False]
                 rest = {key: value for key, value in schema.items() if key != union}
-                found = [
-                    self._string_forms(self._joined(rest, branch), depth + 1)
-                    for branch in schema[union]
-                    if branch is not False
-                ]
-                forms = [form for forms in found for form in forms or ()]
+                found = [self._string_forms(self._joined(rest, branch)) for branch in branches]
+                forms = [form for some in found for form in some or ()]
                 if union == "oneOf" and sum("values" not in form for form in forms) > 1:
                     raise self._refusal("oneOf with several kinds of string; use anyOf")
-                has_null = any(_is_null(branch) for branch in schema[union])
+                has_null = any(_is_null(branch) for branch in branches)
                 return [*forms, *(_NULL if has_null else [])] if forms else None
-        return _plain_forms(schema)
+        return self._plain_forms(schema)
+
+    def _plain_forms(self, schema: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+        """As _string_forms, of a schema without references and unions."""
+        types = schema.get("type", "string")
+        types = [types] if isinstance(types, str) else self._list(schema, "type")
+        values = [schema["const"]] if "const" in schema else self._list(schema, "enum")
+        if "const" in schema or "enum" in schema:
+            strings = [value for value in values if isinstance(value, str) and "string" in types]
+            if not strings:
+                return None
+            spelled = [*strings, *(["null"] if None in values else [])]
+            return [{"values": [value for value in spelled if not _MARKUP.search(value)]}]
+        if "string" not in types:
+            return None
+        form = {key: schema[key] for key in _STRING_KEYWORDS if key in schema}
+        return [form, *_NULL] if form and "null" in types else [form]
 
     def _joined(self, left: Mapping[str, Any], right: Any) -> dict[str, Any]:
         """Both schemas at once. RequestError: where they say different things."""
-        right = {} if right is True else self._resolve(_mapping(right, self._refusal))
+        right = {} if right is True else self._resolve(self._mapping(right))
         for key in left.keys() & right.keys() - {"title", "description", "default", "examples"}:
             if left[key] != right[key]:
                 raise self._refusal(f"two different {key!r:.80} for one value cannot be kept")
@@ -180,40 +221,42 @@ class _Function:
 
     def _resolve(self, schema: Mapping[str, Any]) -> Mapping[str, Any]:
         """`schema` with what its $ref says."""
-        for _ in range(_MAX_DEPTH):
+        while True:
+            # Every walk through a schema comes here: unions of references could double it.
+            self._num_steps += 1
+            if self._num_steps > _MAX_STEPS:
+                raise self._refusal("its references and unions lead in a circle, or are too many")
             if "$ref" not in schema:
                 return schema
             rest = {key: value for key, value in schema.items() if key != "$ref"}
-            target = self._target(schema["$ref"])
-            schema = {**target, **rest}
-        raise self._refusal("references lead in a circle")
+            schema = {**self._target(schema["$ref"]), **rest}
 
     def _target(self, reference: Any) -> Mapping[str, Any]:
         target: Any = self._root
         for part in str(reference).removeprefix("#").split("/")[1:]:
             key = part.replace("~1", "/").replace("~0", "~")
             target = target.get(key) if isinstance(target, Mapping) else None
-        return _mapping(target, self._refusal)
+        return self._mapping(target)
+
+    def _mapping(self, value: Any) -> Mapping[str, Any]:
+        if not isinstance(value, Mapping):
+            raise self._refusal(f"{value!r:.80} is not a schema")
+        return value
+
+    def _list(self, schema: Mapping[str, Any], key: str) -> list[Any]:
+        value = schema.get(key, [])
+        if not isinstance(value, list):
+            raise self._refusal(f"{key!r} must be a list")
+        return value
+
+    def _count(self, schema: Mapping[str, Any], key: str, default: int) -> int:
+        value = schema.get(key, default)
+        if type(value) is not int or (key in schema and value < 0):
+            raise self._refusal(f"{key!r} must be a number of characters or properties, at least 0")
+        return value
 
     def _refusal(self, message: str) -> RequestError:
         return RequestError(f"tool {self._name!r:.80}: {message}", param="tools")
-
-
-def _plain_forms(schema: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """As _string_forms, of a schema without references and unions."""
-    types = schema.get("type", "string")
-    types = [types] if isinstance(types, str) else types
-    values = [schema["const"]] if "const" in schema else schema.get("enum")
-    if values is not None:
-        strings = [value for value in values if isinstance(value, str) and "string" in types]
-        if not strings:
-            return None
-        spelled = [*strings, *(["null"] if None in values else [])]
-        return [{"values": [value for value in spelled if not _MARKUP.search(value)]}]
-    if "string" not in types:
-        return None
-    form = {key: schema[key] for key in _STRING_KEYWORDS if key in schema}
-    return [form, *_NULL] if form and "null" in types else [form]
 
 
 def _is_null(schema: Any) -> bool:
@@ -260,9 +303,3 @@ def _either(rules: Iterable[str]) -> str:
 
 def _literal(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
-
-
-def _mapping(value: Any, refusal: Callable[[str], RequestError]) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise refusal(f"{value!r:.80} is not a schema")
-    return value

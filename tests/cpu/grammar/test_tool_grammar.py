@@ -32,7 +32,7 @@ PROPERTIES = {
     "point": {"$ref": "#/$defs/point"},
     "points": {"type": "array", "items": {"$ref": "#/$defs/point"}, "maxItems": 2},
     "name": {"$ref": "#/$defs/name"},
-    "both": {"allOf": [{"type": "string"}, {"maxLength": 2}]},
+    "both": {"allOf": [{"type": "string"}, {"allOf": [{"maxLength": 2}]}]},
     "anything": {},
     "union": {"oneOf": [{"type": "integer"}, {"type": "array", "items": {"type": "boolean"}}]},
 }
@@ -121,6 +121,18 @@ def test_without_parallel_calls_there_is_exactly_one(walk):
         assert len(check_calls(text, tools)) == 1
 
 
+DOUBLING = {
+    **{str(i): {"anyOf": [{"$ref": f"#/$defs/{i + 1}"}] * 2} for i in range(30)},
+    "30": {"type": "string"},
+}
+
+
+DOUBLING = {
+    **{f"u{i}": {"anyOf": [{"$ref": f"#/$defs/u{i + 1}"}] * 2} for i in range(60)},
+    "u60": {"type": "integer"},
+}
+
+
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
@@ -131,10 +143,32 @@ def test_without_parallel_calls_there_is_exactly_one(walk):
         ({"properties": {"a": {"enum": ["</parameter>"]}}, "required": ["a"]}, "no value"),
         ({"properties": {"a": {"$ref": "#/$defs/none"}}}, "not a schema"),
         ({"properties": {"a": {"$ref": "#/properties/a"}}}, "circle"),
+        ({"properties": {"a": {"allOf": [{"$ref": "#/properties/a"}]}}}, "circle"),
+        ({"properties": {"a": {"$ref": "#/$defs/u0"}}, "$defs": DOUBLING}, "too many"),
+        ({"properties": {"a": {"type": "string", "minLength": "0})/"}}}, "minLength"),
+        ({"properties": {"a": {"type": "string", "pattern": 1}}}, "pattern"),
+        ({"properties": {"a": {"anyOf": 1}}}, "anyOf"),
+        ({"properties": {"a": {"enum": "x"}}}, "enum"),
+        ({"required": [[]]}, "required"),
+        (
+            {
+                "properties": {f"p{i}": {"$ref": "#/$defs/big"} for i in range(1000)},
+                "$defs": {"big": {"type": "array", "description": "x" * 10_000}},
+            },
+            "bytes",
+        ),
         (
             {"properties": {"a": {"oneOf": [{"type": "string"}, {"maxLength": 2}]}}},
             "several kinds of string",
         ),
+        ({"required": 3}, "'required' must be of type list"),
+        ({"required": [{}]}, "list of names"),
+        ({"minProperties": "x"}, "'minProperties' must be of type int"),
+        ({"properties": {"a": {"enum": "abc"}}}, "'enum' must be of type list"),
+        ({"properties": {"a": {"pattern": 3}}}, "'pattern' must be of type str"),
+        ({"properties": {"a": {"$ref": "#/$defs/0"}}, "$defs": DOUBLING}, "too many subschemas"),
+        ({"properties": {"a": {"allOf": [{"$ref": "#/properties/a"}]}}}, "too many subschemas"),
+        ({"properties": {"a": {"const": 2**20 * "x"}}}, "too large"),
     ],
 )
 def test_a_schema_that_cannot_be_kept_is_refused(parameters, message):
