@@ -285,6 +285,8 @@ def test_a_function_without_a_block_is_a_call_at_the_start_of_a_line_only():
     result = parse("See:\n<function=now>\n</function>\n<function=now></function>.")
     assert (result.content, result.calls) == ("See:\n.", [("now", "{}"), ("now", "{}")])
     assert parse("See <function=now></function>").content == "See <function=now></function>"
+    result = parse("Hi " + NOW + "</think><function=now></function>")
+    assert (result.content, len(result.calls)) == ("Hi ", 2)
 
 
 def test_a_call_cut_in_the_middle_is_kept_as_far_as_it_got():
@@ -405,8 +407,9 @@ def test_a_forgotten_end_of_a_value_is_recovered_at_the_next_parameter_that_star
 
 
 def test_text_after_a_recovered_call_is_content():
-    result = parse("<tool_call><function=now><parameter=a>x\n</tool_call>\nDone.")
-    assert (result.calls, result.content) == ([("now", '{"a": "x"}')], "\nDone.")
+    for end in ("\n</tool_call>", "\n</function></tool_call>", "</function>\n</tool_call>"):
+        result = parse("<tool_call><function=now><parameter=a>x" + end + "\nDone.")
+        assert (result.calls, result.content) == ([("now", '{"a": "x"}')], "\nDone.")
 
 
 def test_a_parameter_given_twice_counts_once_and_the_other_is_content():
