@@ -105,7 +105,9 @@ class TokenConstraint:
 
     @property
     def _is_thinking(self) -> bool:
-        return self._num_thinking > 0 and not self._is_closed
+        assert self._thinking is not None
+        has_begun = self._num_thinking > 0 or self._thinking.is_open
+        return has_begun and not self._is_closed
 
     @property
     def _is_spent(self) -> bool:

@@ -28,7 +28,6 @@ from mimo_engine.grammar.library import JSON_OPTIONS, MAX_GRAMMAR_BYTES, regex_s
 
 __all__ = ["tool_grammar"]
 
-_MAX_STEPS = 10_000
 # References may name one subschema over and over: far more may be visited than is said.
 _MAX_VISITS = 10_000
 # Of an object, what a list of parameters in fixed order cannot keep.
@@ -40,11 +39,6 @@ _UNKEPT = (
 # MARKUP below, as Python reads it.
 _MARKUP = re.compile(r"</parameter>|</?tool_call>|(?:^|\n)(?:<parameter=|<function=|</function>)")
 _NULL: list[dict[str, Any]] = [{"values": ["null"]}]
-_KEYWORD_TYPES = {
-    **dict.fromkeys(("required", "enum"), list),
-    **dict.fromkeys(("minLength", "maxLength", "minProperties"), int),
-    "pattern": str,
-}
 _STRING_KEYWORDS = ("minLength", "maxLength", "pattern")
 
 _PRELUDE = r"""
@@ -94,28 +88,23 @@ class _Function:
         self._prefix = prefix
         self._name = function["name"]
         self._num_visits = 0
-        self._root = _mapping(function.get("parameters") or {}, self._refusal)
+        self._root = self._mapping(function.get("parameters") or {})
 
-    def lines(self) -> list[str]:
+    def lines(self) -> Iterator[str]:
         schema = self._resolve(self._root)
-        declared = _mapping(schema.get("properties", {}), self._refusal)
-        required = schema.get("required", [])
+        declared = self._mapping(schema.get("properties", {}))
+        required = self._list(schema, "required")
         if not all(isinstance(key, str) for key in required):
-            raise self._refusal("'required' is a list of names")
+            raise self._refusal("'required' must be a list of names")
         self._check_kept(schema, required)
         body: list[str] = []
-        rules: list[str] = []
-        size = 0
         for i, key in enumerate(dict.fromkeys((*declared, *required))):
             value = declared.get(key, schema.get("additionalProperties", True))
             rule = f"{self._prefix}p{i}"
-            value_rules = self._value(rule, key, value)
-            size += sum(map(len, value_rules))
-            if size > MAX_GRAMMAR_BYTES:
-                raise self._refusal("its schema is too large for a required or named tool_choice")
-            if value_rules:
+            rules = self._value(rule, key, value)
+            if rules:
                 body.append(rule if key in required else f"{rule}?")
-                yield from value_rules
+                yield from rules
             elif key in required:
                 raise self._refusal(f"no value is allowed for the required {key!r:.80}")
         head = _literal(f"\n<function={self._name}>\n")
@@ -223,8 +212,8 @@ class _Function:
         """`schema` with what its $ref says."""
         while True:
             # Every walk through a schema comes here: unions of references could double it.
-            self._num_steps += 1
-            if self._num_steps > _MAX_STEPS:
+            self._num_visits += 1
+            if self._num_visits > _MAX_VISITS:
                 raise self._refusal("its references and unions lead in a circle, or are too many")
             if "$ref" not in schema:
                 return schema
