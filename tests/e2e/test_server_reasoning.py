@@ -150,6 +150,19 @@ def test_a_continued_message_goes_on_as_content(server):
     assert choice["message"]["reasoning_content"] is None
 
 
+def test_a_thought_that_the_prompt_has_begun_goes_on_as_reasoning(server):
+    messages = [
+        {"role": "user", "content": scripted(" see.</think>Yes.")},
+        {"role": "assistant", "content": "<think>Let me"},
+    ]
+    body = {"messages": messages, "continue_final_message": True}
+    result = server.post("/v1/chat/completions", body).json()
+    message = result["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == (" see.", "Yes.")
+    num_tokens = len(server.tokenizer.encode(" see.</think>"))
+    assert result["usage"]["reasoning_tokens"] == num_tokens
+
+
 def test_a_stop_string_counts_in_reasoning_too(server):
     choice = ask(server, THOUGHT, stop="a <")["choices"][0]
     assert (choice["message"]["reasoning_content"], choice["message"]["content"]) == ("First, ", "")

@@ -45,6 +45,8 @@ class ThinkingSpec:
     """After so many tokens of thinking, start_id included, only end_id may follow."""
     banned_ids: tuple[int, ...] = ()
     """Never inside thinking; strict thinking bans tool calls and the ends of a turn."""
+    is_open: bool = False
+    """The prompt has <think> already, so that thinking begins with any first token."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,6 +4,7 @@ reasoning, content and tool calls."""
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
@@ -40,6 +41,8 @@ from mimo_engine.server.responses import (
 from mimo_engine.server.stream import json_response, stream_events, while_connected
 
 __all__ = ["chat_router", "conversation_text"]
+
+logger = logging.getLogger(__name__)
 
 
 def chat_router(context: ServerContext) -> APIRouter:
@@ -114,6 +117,8 @@ def _prepare(body: ChatRequest, context: ServerContext) -> _Task:
     thinking = thinking_after(text)
     shown = body.shown_tools()
     field, grammar = body.format() or ("tool_choice", None)
+    if grammar is not None and shown:
+        logger.warning("%s wins over tools with tool_choice auto: there will be no call", field)
     # An answer in a demanded form is content from end to end, whatever it quotes.
     tools = {} if grammar is not None else tool_schemas(shown)
     is_plain = body.separate_reasoning is False or (grammar is not None and thinking == "off")
@@ -147,7 +152,11 @@ def _thinking_spec(
     tags = (tokenizer.find_id(name) for name in ("<tool_call>", "</tool_call>"))
     ends = (*(tag for tag in tags if tag is not None), *tokenizer.stop_token_ids())
     return ThinkingSpec(
-        start_id=start_id, end_id=end_id, budget=budget, banned_ids=ends if is_strict else ()
+        start_id=start_id,
+        end_id=end_id,
+        budget=budget,
+        banned_ids=ends if is_strict else (),
+        is_open=thinking == "open",
     )
 
 

@@ -1,5 +1,7 @@
 """Thinking, then a grammar: each mask equals one that is computed from the whole output anew."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -106,6 +108,23 @@ def test_a_thought_before_a_grammar_cannot_end_the_output(compiler, tokenizer, t
     end = tokenizer.id_of("<|im_end|>")
     assert end in allowed(free.mask(), compiler.num_tokens)
     assert end not in allowed(held.mask(), compiler.num_tokens)
+
+
+def test_a_thought_that_the_prompt_has_begun_is_closed_before_the_answer(
+    compiler, tokenizer, thinking
+):
+    spec = replace(thinking(budget=2), is_open=True)
+    constraint = make_constraint(SamplingParams(grammar=ABC, thinking=spec), compiler)
+    end, other = tokenizer.id_of("</think>"), tokenizer.encode("z")[0]
+    for _ in range(2):
+        assert not constraint.accept(tokenizer.id_of("<tool_call>"))
+        assert constraint.accept(other)
+    assert allowed(constraint.mask(), compiler.num_tokens) == {end}
+    assert constraint.accept(end)
+    assert not constraint.accept(other)
+    constraint.rollback(3)
+    assert constraint.accept(end)
+    assert constraint.accept(tokenizer.encode("c")[0])
 
 
 def test_an_output_that_may_be_anything_has_no_constraint(compiler, thinking):
