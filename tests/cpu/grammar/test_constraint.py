@@ -25,21 +25,23 @@ def naive(params, compiler, output):
     """The tokens that may follow `output`, by the words of ThinkingSpec; None: no output."""
     everything = set(range(compiler.num_tokens))
     thinking, answer = params.thinking, list(output)
-    if thinking is not None and output and output[0] == thinking.start_id:
-        if thinking.end_id not in output[1:]:
-            inside = output[1:]
+    is_open = thinking is not None and thinking.is_open
+    if is_open or (thinking is not None and output[:1] == [thinking.start_id]):
+        first = 0 if is_open else 1
+        if thinking.end_id not in output[first:]:
+            inside = output[first:]
             ends = compiler.end_ids if params.grammar else set()
             banned = ({*thinking.banned_ids} | ends) - {thinking.end_id}
             budget = thinking.budget
-            if banned & set(inside) or (budget is not None and len(output) > max(budget, 1)):
+            if banned & set(inside) or (budget is not None and len(output) > max(budget, first)):
                 return None
             is_spent = budget is not None and len(output) >= budget
             return {thinking.end_id} if is_spent else everything - banned
-        end = output.index(thinking.end_id, 1)
+        end = output.index(thinking.end_id, first)
         if naive(params, compiler, output[:end]) is None:
             return None
         answer = output[end + 1 :]
-    may_think = thinking is not None and not output
+    may_think = thinking is not None and not output and not is_open
     if params.grammar is None:
         return everything
     matcher = compiler.matcher(params.grammar)
@@ -53,11 +55,12 @@ def naive(params, compiler, output):
 @pytest.mark.parametrize(
     ("grammar", "budget"), [(ABC, "none"), (None, 4), (ABC, 4), (ABC, 0), (ABC, None)]
 )
+@pytest.mark.parametrize("is_open", [False, True])
 @given(data=st.data())
 def test_masks_survive_any_walk_of_drafts_forward_and_back(
-    data, grammar, budget, thinking, compiler, tokenizer
+    data, grammar, budget, is_open, thinking, compiler, tokenizer
 ):
-    spec = None if budget == "none" else thinking(budget)
+    spec = None if budget == "none" else replace(thinking(budget), is_open=is_open)
     params = SamplingParams(grammar=grammar, thinking=spec)
     constraint = make_constraint(params, compiler)
     assert constraint is not None
