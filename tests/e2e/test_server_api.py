@@ -267,6 +267,8 @@ def test_prompt_logprobs_are_given_by_token_id(server, client):
         ({"reasoning": {"enabled": False}}, False),
         ({"reasoning": {"effort": "none"}}, False),
         ({"thinking": {"type": "disabled"}}, False),
+        ({"enable_thinking": False}, False),
+        ({"enable_thinking": True, "reasoning_effort": "none"}, True),
         ({"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": True}}, True),
     ],
 )

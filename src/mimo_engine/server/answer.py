@@ -70,7 +70,7 @@ class Answer:
             for call in self._calls
         ]
         return ChatMessage(
-            content=content or None if calls else content,
+            content=(content or None) if calls else content,
             reasoning_content="".join(self._reasoning) or None,
             tool_calls=calls or UNSET,
         )

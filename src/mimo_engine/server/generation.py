@@ -127,7 +127,7 @@ class Generation:
                     if has_ended and output.finish_reason is None:
                         stream.abort(output.request_id)
                     yield update
-                    if not has_ended and self._has_ended(update.index):
+                    if self._has_ended(update.index) and not has_ended:
                         stream.abort(output.request_id)
         except MimoError:
             unfinished = "error"
