@@ -93,7 +93,7 @@ def _mask(compiled: Future[TokenConstraint | None], state: SlotState) -> Mask:
         first = state.num_prompt_tokens + constraint.num_accepted
         for token_id in state.token_ids[first:]:
             if not constraint.accept(token_id):
-                return RequestError("the grammar stopped following its own text; make it simpler")
+                return RequestError("the grammar went over its limits; make it simpler")
         return constraint.mask()
     except RequestError as error:
         return error
