@@ -130,6 +130,7 @@ def test_results_that_ids_do_not_place_stay_where_they_are(ids, answered):
     [
         ([calls_of("a"), result_of("b")], r"messages\[1\].tool_call_id is 'b'"),
         ([assistant(), result_of("a")], r"messages\[1\].tool_call_id is 'a'"),
+        ([{"role": "user", "tool_calls": "x"}, result_of("a")], r"messages\[1\].tool_call_id"),
         ([result_of("a")], r"messages\[0\].tool_call_id is 'a'"),
         ([calls_of("a", "b"), result_of("a"), result_of("a")], "two results of one tool call"),
         ([calls_of({}), result_of("a")], "id of a tool call is a string"),
