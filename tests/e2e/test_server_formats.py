@@ -4,8 +4,10 @@ import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import jsonschema
+import pydantic
 import pytest
 from fake_server import FakeServer, ServerThread
 
@@ -84,6 +86,19 @@ def test_answers_are_valid_by_their_schema(server, is_thinking):
     assert num_valid >= 10
     # The budget, and the tag that it forces.
     assert result["usage"]["reasoning_tokens"] == (7 * 12 if is_thinking else 0)
+
+
+class Point(pydantic.BaseModel):
+    x: Literal[1, 2]
+    is_last: bool
+
+
+def test_the_clients_parse_gives_an_object_of_the_type_that_was_asked_for(server):
+    with server.openai() as client:
+        answer = client.chat.completions.parse(
+            model="org/fake-model", messages=USER, response_format=Point, extra_body=OFF
+        )
+    assert isinstance(answer.choices[0].message.parsed, Point)
 
 
 def test_every_way_to_demand_a_form_is_kept(server):

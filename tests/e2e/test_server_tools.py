@@ -2,6 +2,7 @@
 
 import json
 import re
+from random import Random
 
 import openai
 import pytest
@@ -323,3 +324,67 @@ def test_history_whose_arguments_are_no_object_is_refused(client):
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [call]}]
     with pytest.raises(openai.BadRequestError, match="must be a JSON object"):
         chat(client, messages)
+
+
+FIELDS = (
+    *("tools", "tool_choice", "parallel_tool_calls", "response_format", "structured_outputs"),
+    *("regex", "ebnf", "thinking_token_budget", "enable_thinking", "reasoning", "thinking"),
+)
+KEYWORDS = (
+    *("required", "properties", "type", "enum", "anyOf", "allOf", "$ref", "$defs", "items"),
+    *("minProperties", "additionalProperties", "pattern", "const", "description"),
+)
+MESSAGE_FIELDS = ("role", "content", "tool_calls", "tool_call_id", "reasoning_content", "name")
+VALUES = [
+    *(
+        None,
+        True,
+        0,
+        -1,
+        1.5,
+        2**70,
+        "",
+        "a",
+        "required",
+        "object",
+        "tool",
+        "assistant",
+        "#/$defs/a",
+    ),
+    *([], {}, [[]], [{}], ["a"], [1], ["string", "null"], {"a": 1}, {"a": None}, {"json": None}),
+    *(
+        {"a": {"type": "string"}},
+        {"a": {"enum": [None, "x", 3]}},
+        {"a": {"$ref": "#/properties/a"}},
+    ),
+    *({"a": {"type": "array", "items": 3}}, {"a": {"anyOf": [{"type": "integer"}, True]}}),
+    *([{"type": "text", "text": "x"}], [{"id": {"x": 1}, "function": {"name": "f"}}]),
+    *({"type": "json_schema"}, {"type": "function", "function": {"name": "now"}}, TOOLS, "\ud800"),
+]
+
+
+def odd_request(random):
+    def some(names):
+        return {name: random.choice(VALUES) for name in random.sample(names, random.randint(1, 3))}
+
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+    match random.randrange(3):
+        case 0:
+            return body | some(FIELDS)
+        case 1:
+            roles = [random.choice(["user", "assistant", "tool"]) for _ in range(3)]
+            return body | {"messages": [{"role": role, **some(MESSAGE_FIELDS)} for role in roles]}
+    function = {"name": "f", "parameters": {"type": "object", **some(KEYWORDS)}}
+    tools = [{"type": "function", "function": function}]
+    return body | {"tools": tools, "tool_choice": random.choice(["auto", "required"])}
+
+
+def test_odd_values_are_served_or_refused_and_break_nothing(server):
+    random = Random(7)
+    statuses = set()
+    for _ in range(150):
+        body = odd_request(random)
+        response = server.post("/v1/chat/completions", body)
+        statuses.add(response.status_code)
+        assert response.status_code in (200, 400), body
+    assert statuses == {200, 400}
