@@ -209,7 +209,8 @@ def normalise_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
     for is_tool, run in itertools.groupby(normal, lambda message: message["role"] == "tool"):
         end = begin + len(list(run))
         if is_tool:
-            before = normal[begin - 1] if begin else {"role": ""}
+            before: Message = normal[begin - 1] if begin else {"role": "none"}
+            # Of any other role they are nothing that was brought into form.
             calls = before.get("tool_calls", []) if before["role"] == "assistant" else []
             normal[begin:end] = _in_order_of_calls(normal[begin:end], calls, begin)
         begin = end
