@@ -111,7 +111,7 @@ class StreamParser:
     thought, or part of it. `spans`, when given, is filled with what became of each piece of the
     input; their texts together are the input.
 
-    At most one stray `</think>` in the content is dropped; more of them were meant.
+    One stray `</think>` before any content is dropped; one that follows content was meant.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class StreamParser:
         self._gap: list[Span] = []
 
         self._line_start = True  # the content is at the start of a line
-        self._stray_dropped = False
+        self._may_drop_stray = True
         self._call_origin = _State.CONTENT  # whose text a `<tool_call>` without a function is
 
         self._num_calls = 0
@@ -237,8 +237,8 @@ class StreamParser:
             return False
         if tag == CALL:
             self._open_block(tag, _State.CONTENT)
-        elif tag == END_THINK and not self._stray_dropped:
-            self._stray_dropped = True
+        elif tag == END_THINK and self._may_drop_stray:
+            self._may_drop_stray = False
             self._drop_tag(tag)
         elif tag.startswith(FUNCTION) and self._line_start:
             self._begin_call(tag)
@@ -469,6 +469,7 @@ class StreamParser:
     def _add_content(self, text: str) -> None:
         if text:
             self._line_start = text.endswith("\n")
+            self._may_drop_stray = False
             self._events.append(Content(text))
             self._record("content", text)
 

@@ -134,9 +134,11 @@ def test_a_thought_after_a_tool_result_is_reasoning():
     assert (result.reasoning, result.content) == ("new", "y")
 
 
-def test_one_stray_end_of_a_thought_is_dropped_and_further_ones_are_content():
-    result = parse("<think>a</think>b</think>c</think>d", thinking="maybe")
-    assert (result.reasoning, result.content) == ("a", "bc</think>d")
+def test_one_stray_end_of_a_thought_is_dropped_before_content_and_kept_after_it():
+    result = parse("<think>a</think></think>b</think>c", thinking="maybe")
+    assert (result.reasoning, result.content) == ("a", "b</think>c")
+    result = parse("<think>a</think></think></think>b", thinking="maybe")
+    assert (result.reasoning, result.content) == ("a", "</think>b")
 
 
 def test_a_call_in_an_open_thought_is_rescued():
@@ -285,8 +287,8 @@ def test_a_function_without_a_block_is_a_call_at_the_start_of_a_line_only():
     result = parse("See:\n<function=now>\n</function>\n<function=now></function>.")
     assert (result.content, result.calls) == ("See:\n.", [("now", "{}"), ("now", "{}")])
     assert parse("See <function=now></function>").content == "See <function=now></function>"
-    result = parse("Hi " + NOW + "</think><function=now></function>")
-    assert (result.content, len(result.calls)) == ("Hi ", 2)
+    result = parse(NOW + "</think><function=now></function>")
+    assert (result.content, len(result.calls)) == ("", 2)
 
 
 def test_a_call_cut_in_the_middle_is_kept_as_far_as_it_got():

@@ -125,7 +125,9 @@ class Reference:
     def content(self, at):
         region = ""
         while at < len(self.text):
-            if not self.plain and not self.stray_dropped and self.text.startswith("</think>", at):
+            has_content = region or any(item[0] == "content" for item in self.out)
+            may_drop = not (self.plain or self.stray_dropped or has_content)
+            if may_drop and self.text.startswith("</think>", at):
                 self.stray_dropped = True
                 at += len("</think>")
                 continue
