@@ -5,6 +5,7 @@ from reference_model import make_reference, random_prompts
 
 from mimo_engine import LLM, SamplingParams
 from mimo_engine.config.engine import ParallelConfig
+from mimo_engine.config.sampling import GrammarSpec
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +16,7 @@ def checkpoint(tmp_path_factory):
 
 
 def run(checkpoint: str, tp_size: int):
-    """Scores of a prompt past the window, and greedy and drawn continuations of it."""
+    """Scores of a prompt past the window; greedy, drawn and constrained continuations."""
     llm = LLM(
         checkpoint,
         dtype="float32",
@@ -25,8 +26,11 @@ def run(checkpoint: str, tp_size: int):
     params = [
         SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True, prompt_logprobs=0),
         SamplingParams(temperature=1.0, seed=7, max_tokens=8, ignore_eos=True),
+        SamplingParams(
+            temperature=0.0, max_tokens=40, grammar=GrammarSpec(kind="regex", text="(yes|no){4}")
+        ),
     ]
-    outputs = llm.generate(random_prompts([200, 40], seed=5), params)
+    outputs = llm.generate(random_prompts([200, 40, 9], seed=5), params)
     llm.close()
     scores = [score.logprob for score in outputs[0].prompt_logprobs[1:]]
     return scores, [output.token_ids for output in outputs]

@@ -71,7 +71,8 @@ class RowResult:
     """What the worker did for one StepRow."""
 
     token_ids: tuple[int, ...] = ()
-    """Sampled tokens: one when the row samples, none otherwise."""
+    """Sampled tokens: one when the row samples. None otherwise, or when its grammar is not ready:
+    then the row is to be computed again."""
     logprobs: tuple[TokenLogprobs, ...] = ()
     """One entry a sampled token, when params.logprobs asks."""
     error: str | None = None

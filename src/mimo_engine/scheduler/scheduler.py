@@ -319,7 +319,11 @@ class Scheduler:
             assert not done.token_ids
             self._cache.advance(pages, end)
             return None
-        assert done.token_ids
+        if not done.token_ids:
+            # Its grammar is still being compiled: the last row is computed again.
+            self._cache.advance(pages, end - 1)
+            self._cache.roll_back(pages)
+            return None
         num_output_tokens = request.num_output_tokens
         accepted = accept_tokens(
             done.token_ids,

@@ -65,9 +65,8 @@ class Runner:
         """Compute the plan's rows; K and V of every row are cached when this returns."""
         self.inputs.apply(plan)
         self._constraints.apply(plan.admissions)
-        masks = self._constraints.start(
-            {row.slot: self.inputs.state(row.slot) for row in plan.rows if row.samples}
-        )
+        states = {row.slot: self.inputs.state(row.slot) for row in plan.rows if row.samples}
+        started = self._constraints.start(states)
         hidden = self.model(self.inputs.batch(plan, self.caches))
         wanted = self._wanted_logits(plan.rows)
         if not wanted.rows:
@@ -75,6 +74,7 @@ class Runner:
         rows = torch.tensor(wanted.rows, device=hidden.device)
         logits = self.model.logits(hidden[rows])[:, : self._num_live_tokens]
         is_broken = self._broken_rows(wanted, logits)
+        masks = self._constraints.finish(states, started)
         choices = self._sample(plan.rows, wanted, is_broken, logits, masks)
         results = []
         for row, prompt, broken in zip(plan.rows, wanted.prompt, is_broken, strict=True):
@@ -122,8 +122,9 @@ class Runner:
     ) -> dict[int, TokenChoice]:
         """By slot, one choice for each sound row that samples; the slots remember the tokens.
 
-        Masks are rank 0's, so a row without an allowed token is sampled like any other, in every
-        rank's batch; its error is said afterwards.
+        Masks are rank 0's, so a row without an allowed token, or whose mask is late, is sampled
+        like any other, in every rank's batch: the error is said afterwards, the late row's token is
+        dropped on every rank (-1).
         """
         sampling = {
             row.slot: last
@@ -153,10 +154,19 @@ class Runner:
             masks=masks.tensor(list(sampling), logits.device),
         )
         # Ranks see the same logits; taking rank 0's choice makes a divergence impossible.
-        ids = torch.tensor([choice.token_id for choice in choices], device=logits.device)
+        taken = {
+            slot: choice
+            for slot, choice in zip(sampling, choices, strict=True)
+            if not masks.is_late(slot)
+        }
+        ids = torch.tensor(
+            [taken[slot].token_id if slot in taken else -1 for slot in sampling],
+            device=logits.device,
+        )
         for state, token_id in zip(states, self._comm.broadcast(ids).tolist(), strict=True):
-            state.token_ids.append(token_id)
-        return dict(zip(sampling, choices, strict=True))
+            if token_id >= 0:
+                state.token_ids.append(token_id)
+        return taken
 
     def _prompt_logprobs(
         self, row: StepRow, indices: range, logits: torch.Tensor
