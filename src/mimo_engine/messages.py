@@ -13,11 +13,14 @@ from mimo_engine.config.sampling import SamplingParams
 
 __all__ = [
     "Abort",
+    "ArraySpec",
     "EngineFailed",
     "EngineInfo",
     "EngineReply",
     "EngineRequest",
     "EngineStats",
+    "MediaItem",
+    "MediaSpan",
     "NewRequest",
     "StepOutputs",
     "TokenLogprobs",
@@ -25,12 +28,59 @@ __all__ = [
 ]
 
 
+class ArraySpec(msgspec.Struct, frozen=True, array_like=True):
+    """One array in the shared memory of a media item (multimodal/shared_arrays.py)."""
+
+    dtype: str
+    """float32, or bfloat16, whose bits numpy holds as uint16."""
+    shape: tuple[int, ...]
+    offset: int
+    """First byte, a multiple of the page size of the machine."""
+
+
+class MediaSpan(msgspec.Struct, frozen=True, array_like=True):
+    """Consecutive prompt positions whose embeddings are consecutive rows of a media item."""
+
+    start: int
+    num_tokens: int
+    first_row: int
+
+
+class MediaItem(msgspec.Struct, frozen=True, kw_only=True):
+    """One image, one video's pictures or one clip of sound, as features.
+
+    It is encoded in units, each alone: a grid step of the vision tower (an image has one), or a
+    segment of the audio tokenizer. Unit u makes rows u * unit_rows ... of the item; the last unit
+    may be shorter.
+    """
+
+    kind: Literal["vision", "audio"]
+    content_hash: bytes
+    """16 bytes that decide the rows: of features, kind, grid and what else the towers read."""
+    num_rows: int
+    unit_rows: int
+    spans: list[MediaSpan]
+    """In order of position, disjoint, rows rising; rows beyond them are never used."""
+    arrays: list[ArraySpec]
+    """vision: one, patches [t * h * w, patch_dim]. audio: log-mel [frames, mels] a unit."""
+    grid: tuple[int, int, int] | None = None
+    """vision: (t, h, w) in patches."""
+
+    @property
+    def num_units(self) -> int:
+        return -(-self.num_rows // self.unit_rows)
+
+
 class NewRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Start a request. `params.n` is 1 here: the client expands n into n requests."""
+    """Start a request. `params.n` is 1 here: the client expands n into n requests.
+
+    The features of `media` travel beside it, as one memory file an item.
+    """
 
     request_id: str
     prompt_token_ids: list[int]
     params: SamplingParams
+    media: list[MediaItem] = []
 
 
 class Abort(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mimo_engine.config.media_settings import EncoderConfig, MediaFacts, MediaLimits
 from mimo_engine.errors import ConfigError
 
 __all__ = [
@@ -138,6 +139,7 @@ class ServerConfig:
     chat_template: str | None = None
     """A Jinja file that replaces the checkpoint's chat template."""
     thinking: ThinkingConfig = field(default_factory=ThinkingConfig)
+    media: MediaLimits = field(default_factory=MediaLimits)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 2**16:
@@ -157,6 +159,8 @@ class EngineConfig:
     settings: ModelSettings = field(default_factory=ModelSettings)
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    media: MediaFacts = field(default_factory=MediaFacts)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:

@@ -1,0 +1,127 @@
+"""All towers of a checkpoint: vision_config, audio_config, processor_config, and the files beside
+config.json that go with them.
+
+No file outside this package reads those, and none holds a default for a missing key. As in
+`model.py`, each key is read, or known to change nothing (with the reason), or an error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mimo_engine.config.audio import (
+    AUDIO_TOKENIZER_DIR,
+    AudioEncoderConfig,
+    AudioTokenizerConfig,
+    parse_audio_config,
+    parse_audio_tokenizer_config,
+)
+from mimo_engine.config.media_settings import MediaFacts
+from mimo_engine.config.processor import TOKEN_ID_KEYS, ProcessorConfig, parse_processor_config
+from mimo_engine.config.vision import MiMoVLVisionConfig, parse_vision_config
+from mimo_engine.errors import ConfigError
+
+__all__ = ["MediaConfig", "load_media_config"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MediaConfig:
+    """All towers of a checkpoint."""
+
+    vision: MiMoVLVisionConfig
+    audio_tokenizer: AudioTokenizerConfig
+    audio: AudioEncoderConfig
+    processor: ProcessorConfig
+
+
+def load_media_config(
+    model_dir: Path, media: Mapping[str, Any], facts: MediaFacts, *, hidden_size: int
+) -> MediaConfig | None:
+    """The towers of the checkpoint in `model_dir`; None when its config.json describes none.
+
+    media: the media keys of config.json (`ModelConfig.media`). hidden_size: the language model's.
+    Raises ConfigError, also for a checkpoint with some of the parts only.
+    """
+    parts = ("vision_config", "audio_config", "processor_config")
+    missing = [key for key in parts if not media.get(key)]
+    if len(missing) == len(parts):
+        return None
+    if missing:
+        raise ConfigError(
+            f"config.json has no {', '.join(missing)} beside "
+            f"{', '.join(key for key in parts if key not in missing)}: use the checkpoint's own "
+            "config.json, or pass --text-only"
+        )
+    vision = parse_vision_config(media["vision_config"], facts)
+    audio = parse_audio_config(media["audio_config"])
+    tokenizer_raw = _read_json(model_dir / AUDIO_TOKENIZER_DIR / "config.json")
+    tokenizer = parse_audio_tokenizer_config(tokenizer_raw, facts)
+    preprocessor = _read_json(model_dir / "preprocessor_config.json")
+    processor = parse_processor_config(media["processor_config"], preprocessor, facts)
+    _check_agreement(vision, tokenizer, audio, processor, media, hidden_size)
+    return MediaConfig(vision=vision, audio_tokenizer=tokenizer, audio=audio, processor=processor)
+
+
+def _check_agreement(
+    vision: MiMoVLVisionConfig,
+    tokenizer: AudioTokenizerConfig,
+    audio: AudioEncoderConfig,
+    processor: ProcessorConfig,
+    media: Mapping[str, Any],
+    hidden_size: int,
+) -> None:
+    """Two descriptions of one thing must be equal: a mismatch is a model that is silently wrong."""
+    pairs = (
+        ("patch_size", vision.patch_size, processor.patch_size),
+        ("merge_size", vision.spatial_merge_size, processor.merge_size),
+        ("temporal_patch_size", vision.temporal_patch_size, processor.temporal_patch_size),
+        ("out_hidden_size of vision_config", vision.out_hidden_size, hidden_size),
+        ("out_hidden_size of audio_config", audio.out_hidden_size, hidden_size),
+        ("audio_segment_size", audio.segment_frames, processor.segment_frames),
+        ("n_mels", tokenizer.num_mels, processor.num_mels),
+        ("in_chans", vision.in_channels, 3),
+        (
+            "mel frames of a token",
+            tokenizer.stride * tokenizer.pool * audio.group_size,
+            processor.frames_per_token,
+        ),
+        *(
+            (name, media[name], getattr(processor, name))
+            for name in TOKEN_ID_KEYS
+            if media.get(name) is not None
+        ),
+    )
+    for name, first, second in pairs:
+        if first != second:
+            raise ConfigError(
+                f"{name} is {first} in one place of the checkpoint's configuration and {second} "
+                "in another: use the checkpoint's own files"
+            )
+    if audio.num_channels > len(tokenizer.codebook_sizes) or any(
+        size > rows for size, rows in zip(tokenizer.codebook_sizes, audio.vocab_sizes, strict=False)
+    ):
+        raise ConfigError(
+            f"audio_config has {audio.num_channels} channels of {audio.vocab_sizes} rows, which "
+            f"do not hold the codes of the tokenizer's {tokenizer.codebook_sizes}"
+        )
+    if processor.segment_frames % processor.frames_per_token:
+        raise ConfigError("audio_segment_size is no multiple of the mel frames of a token")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path} does not exist: download it (the towers are nothing without it), or pass "
+            "--text-only"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} must hold a JSON object")
+    return value
