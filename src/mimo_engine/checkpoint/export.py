@@ -16,6 +16,11 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 
+from mimo_engine.checkpoint.export_towers import (
+    TowerExport,
+    export_audio_tokenizer,
+    main_tower_tensors,
+)
 from mimo_engine.checkpoint.index import INDEX_NAME
 from mimo_engine.checkpoint.names import (
     FP8_SCALE_SUFFIX,
@@ -101,11 +106,13 @@ def export_checkpoint(
     read: PartReader,
     stored: ExportFormat,
     *,
+    towers: TowerExport | None = None,
     num_mtp_layers: int = 0,
     max_shard_bytes: int = 2 * 2**30,
 ) -> None:
-    """Write shards of at most about `max_shard_bytes`, draft layers in a file of their own, and the
-    index, last. config.json and the tokenizer are the caller's business (`export_config`).
+    """Write shards of at most about `max_shard_bytes`, towers first; draft layers and the audio
+    tokenizer in files of their own; and the index, last. config.json, those that go with the towers
+    and the tokenizer are the caller's business (`export_config`, `write_tower_configs`).
 
     `config` gives the geometry; how it stores its own weights does not matter here.
     """
@@ -113,6 +120,10 @@ def export_checkpoint(
     if any(model_dir.glob("*.safetensors")):
         raise CheckpointError(f"{model_dir} already has safetensors files; choose an empty one")
     writer = _ShardWriter(model_dir, max_shard_bytes)
+    if towers is not None:
+        export_audio_tokenizer(model_dir, towers, stored.dtype)
+        for name, tensor in main_tower_tensors(towers, stored.dtype):
+            writer.add(name, tensor)
     for name, tensor in export_tensors(config, read, stored, num_mtp_layers=num_mtp_layers):
         writer.add(name, tensor)
     metadata: dict[str, Any] = {}

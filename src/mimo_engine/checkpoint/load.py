@@ -22,7 +22,9 @@ from mimo_engine.checkpoint.formats import (
 )
 from mimo_engine.checkpoint.index import CheckpointFile, CheckpointIndex, open_checkpoint
 from mimo_engine.checkpoint.params import Storage
+from mimo_engine.checkpoint.remedies import refuse
 from mimo_engine.checkpoint.verify import LoadPlan, Source, verify_headers
+from mimo_engine.config.media import MediaConfig
 from mimo_engine.config.model import ModelConfig
 from mimo_engine.distributed.plan import SINGLE_RANK, ParallelPlan
 from mimo_engine.errors import CheckpointError
@@ -32,8 +34,6 @@ __all__ = ["Weight", "load_checkpoint", "scale_problem"]
 
 Weight = torch.Tensor | QuantisedWeight
 
-_MAX_PROBLEMS_SHOWN = 8
-
 
 def load_checkpoint(
     model_dir: Path,
@@ -42,14 +42,17 @@ def load_checkpoint(
     *,
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
+    media: MediaConfig | None = None,
     keep_quantised: bool,
     qkv_layout: str = "auto",
     num_mtp_layers: int = 0,
     progress: bool = False,
 ) -> dict[str, Weight]:
-    """The parameters of one rank, by the names and shapes of `parameter_specs`.
+    """The text model's parameters of one rank, by the names and shapes of `parameter_specs`.
 
     dtype: of plain tensors (router, its bias and sinks are float32) and of what is decoded.
+    media: the towers that the same files must hold whole, though `load_towers` loads them; None
+    serves text alone.
     keep_quantised: keep FP8 and MXFP4 bits as stored; False decodes them once, here.
     qkv_layout: auto, chunked or plain. num_mtp_layers: draft layers to load, of those there are.
     progress: a bar on stderr.
@@ -57,9 +60,9 @@ def load_checkpoint(
     """
     index = open_checkpoint(model_dir)
     checked = verify_headers(
-        index, config, plan, qkv_layout=qkv_layout, num_mtp_layers=num_mtp_layers
+        index, config, plan, media=media, qkv_layout=qkv_layout, num_mtp_layers=num_mtp_layers
     )
-    _refuse(model_dir, checked.problems)
+    refuse(model_dir, checked.problems)
     targets: dict[str, Target] = {}
     unfilled = set(checked.sources)
     num_bytes = sum(source.tensor.nbytes for source in checked.sources.values())
@@ -95,15 +98,6 @@ def scale_problem(name: str, scales: torch.Tensor) -> str | None:
     if not num_wrong:
         return None
     return f"tensor {name} has {num_wrong} {meaning}: the file is damaged; download it again"
-
-
-def _refuse(model_dir: Path, problems: list[str]) -> None:
-    if not problems:
-        return
-    shown = problems[:_MAX_PROBLEMS_SHOWN]
-    if len(problems) > len(shown):
-        shown.append(f"and {len(problems) - len(shown)} more: `mimo-engine check` lists them")
-    raise CheckpointError("\n  ".join([f"{model_dir} cannot be loaded:", *shown]))
 
 
 def _target(

@@ -6,8 +6,9 @@ Ours are the hub's without `model.`, with what one matmul reads stacked into one
     gate_up_proj        gate_proj, up_proj
     experts.*_proj      experts.{e}.*_proj of every expert
 
-A quantised tensor has its scales beside it, under its own name and a suffix. Tensors that are no
-parameter of the text model must be listed in IGNORED, with the reason.
+A quantised tensor has its scales beside it, under its own name and a suffix. A tower's parameters
+have their tensors' names, without the tower's own. Tensors that fill nothing must be listed in
+IGNORED (towers, when only text is served) or IGNORED_AUDIO_TOKENIZER, with the reason.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from mimo_engine.checkpoint.params import ParamPart, ParamSpec
+from mimo_engine.checkpoint.tower_params import Tower, TowerParam
 from mimo_engine.config.model import ModelConfig
 
 __all__ = [
     "FP8_SCALE_SUFFIX",
     "IGNORED",
+    "IGNORED_AUDIO_TOKENIZER",
     "MTP_PREFIX",
     "MXFP4_SCALE_SUFFIX",
     "IgnoredTensors",
@@ -30,6 +33,8 @@ __all__ = [
     "mtp_layer_index",
     "placements",
     "tensor_name",
+    "tower_of",
+    "tower_tensor_name",
 ]
 
 FP8_SCALE_SUFFIX = "_scale_inv"
@@ -59,29 +64,34 @@ _LAYER = re.compile(r"((?:mtp\.)?layers\.\d+\.)(.+)")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IgnoredTensors:
-    """Tensors that the text model does not read, and why."""
+    """Tensors that are not read, and why."""
 
     pattern: re.Pattern[str]
-    media_key: str
-    """The tensors are expected only where config.json has this key."""
     reason: str
+    media_key: str = ""
+    """The tensors are expected only where config.json has this key; empty: everywhere."""
 
 
 IGNORED = (
     IgnoredTensors(
         pattern=re.compile(
-            r"visual\.(patch_embed\.proj\.(weight|bias)"
-            r"|blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.(gate|up|down)_proj)\.(weight|bias)"
+            r"visual\.(patch_embed\.proj\.weight"
+            r"|blocks\.\d+\.norm[12]\.weight"
+            r"|blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(gate|up|down)_proj)\.(weight|bias)"
             r"|blocks\.\d+\.attn\.sinks"
-            r"|merger\.(ln_q|mlp\.\d+)\.(weight|bias))"
+            r"|merger\.(ln_q|mlp\.[02])\.weight)"
         ),
         media_key="vision_config",
         reason="vision tower; only text is served",
     ),
     IgnoredTensors(
         pattern=re.compile(
-            r"audio_encoder\.(input_local_transformer\.(layers\.\d+\.[a-z_.]+|norm)"
-            r"|projection\.mlp\.\d+)\.(weight|bias)"
+            r"audio_encoder\.(input_local_transformer\.("
+            r"layers\.\d+\.((input|post_attention)_layernorm\.weight"
+            r"|self_attn\.([qkv]_proj\.(weight|bias)|o_proj\.weight)"
+            r"|mlp\.(gate|up|down)_proj\.weight)"
+            r"|norm\.weight)"
+            r"|projection\.mlp\.[02]\.weight)"
         ),
         media_key="audio_config",
         reason="audio tower; only text is served",
@@ -92,6 +102,24 @@ IGNORED = (
         reason="audio code embeddings; only text is served",
     ),
 )
+
+IGNORED_AUDIO_TOKENIZER = (
+    IgnoredTensors(
+        pattern=re.compile(
+            r"encoder\.quantizer\.vq\.layers\.\d+\._codebook\.(inited|cluster_size|embed_avg)"
+        ),
+        reason="moving averages of the codebooks; training only",
+    ),
+    IgnoredTensors(
+        pattern=re.compile(r"decoder\..+"), reason="speech generation; only input is served"
+    ),
+)
+
+_TOWER_PREFIXES = {
+    "visual.": Tower.VISION,
+    "audio_encoder.": Tower.AUDIO_ENCODER,
+    "speech_embeddings.": Tower.AUDIO_ENCODER,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,3 +164,22 @@ def ignored_reason(tensor: str, config: ModelConfig) -> str | None:
         if ignored.media_key in config.media and ignored.pattern.fullmatch(tensor):
             return ignored.reason
     return None
+
+
+def tower_of(tensor: str) -> Tower | None:
+    """The tower that a tensor beside the text model belongs to by name; None: to none."""
+    for prefix, tower in _TOWER_PREFIXES.items():
+        if tensor.startswith(prefix):
+            return tower
+    return None
+
+
+def tower_tensor_name(param: TowerParam) -> str:
+    """The name in the files of a tower's parameter. The audio tokenizer has a file of its own,
+    with our names."""
+    if param.tower is Tower.VISION:
+        return f"visual.{param.name}"
+    is_encoder = param.tower is Tower.AUDIO_ENCODER
+    if is_encoder and not param.name.startswith("speech_embeddings."):
+        return f"audio_encoder.{param.name}"
+    return param.name

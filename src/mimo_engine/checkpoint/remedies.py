@@ -1,12 +1,14 @@
 """What to say about a tensor that does not fit: the cause where it can be told, and the remedy.
 
-Pure sentences for `verify.py`. Each names what the user can do: mend config.json, or get the file
-again.
+Sentences for `verify.py`, and the error that carries them. Each names what the user can do: mend
+config.json, or get the file again.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -21,11 +23,30 @@ from mimo_engine.checkpoint.names import (
 from mimo_engine.checkpoint.params import ParamSpec, Storage, layer_of
 from mimo_engine.checkpoint.qkv_layout import fused_rows
 from mimo_engine.config.model import LayerSpec, ModelConfig, QuantizationConfig
+from mimo_engine.errors import CheckpointError
 
-__all__ = ["AGAIN", "format_problem", "missing_remedy", "shape_remedy", "unknown_remedy"]
+__all__ = [
+    "AGAIN",
+    "format_problem",
+    "missing_remedy",
+    "refuse",
+    "shape_remedy",
+    "unknown_remedy",
+]
 
 AGAIN = "download the checkpoint again"
 _PATTERN = "restore the official config.json (hybrid_layer_pattern)"
+_MAX_PROBLEMS_SHOWN = 8
+
+
+def refuse(model_dir: Path, problems: Sequence[str]) -> None:
+    """Raise CheckpointError with the first of `problems`; nothing when there are none."""
+    if not problems:
+        return
+    shown = list(problems[:_MAX_PROBLEMS_SHOWN])
+    if len(problems) > len(shown):
+        shown.append(f"and {len(problems) - len(shown)} more: `mimo-engine check` lists them")
+    raise CheckpointError("\n  ".join([f"{model_dir} cannot be loaded:", *shown]))
 
 
 def missing_remedy(placement: Placement, config: ModelConfig) -> str:

@@ -1,8 +1,9 @@
 """Does the checkpoint hold exactly what config.json promises? Answered from the headers.
 
 Everything is compared before a byte of data is read: each parameter has all its tensors, of the
-right shape, type and scale grid, and each tensor is used once or named in IGNORED. The answer is a
-`LoadPlan`: what `load.py` executes, and the list of what is wrong, each with its remedy.
+right shape, type and scale grid, and each tensor is used once or named in IGNORED. The towers' part
+of it is in `verify_towers.py`. The answer is a `LoadPlan`: what `load.py` executes, and the list of
+what is wrong, each with its remedy.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from mimo_engine.checkpoint.names import (
     mtp_layer_index,
     placements,
     tensor_name,
+    tower_of,
 )
 from mimo_engine.checkpoint.params import ParamSpec, layer_of, parameter_specs
 from mimo_engine.checkpoint.qkv_layout import (
@@ -40,6 +42,8 @@ from mimo_engine.checkpoint.remedies import (
     shape_remedy,
     unknown_remedy,
 )
+from mimo_engine.checkpoint.verify_towers import TowerSource, verify_towers
+from mimo_engine.config.media import MediaConfig
 from mimo_engine.config.model import ModelConfig
 from mimo_engine.distributed.plan import ParallelPlan
 from mimo_engine.errors import CheckpointError
@@ -80,6 +84,8 @@ class LoadPlan:
     """By tensor name."""
     formats: dict[str, StoredFormat] = field(default_factory=dict)
     """By parameter."""
+    towers: dict[str, TowerSource] = field(default_factory=dict)
+    """By tensor name: what `load_towers` takes from the same files. Empty: only text is served."""
     ignored: dict[str, str] = field(default_factory=dict)
     """Tensor name -> reason."""
     problems: list[str] = field(default_factory=list)
@@ -111,18 +117,25 @@ def verify_headers(
     config: ModelConfig,
     plan: ParallelPlan,
     *,
+    media: MediaConfig | None = None,
     qkv_layout: str = "auto",
     num_mtp_layers: int = 0,
 ) -> LoadPlan:
     """Match the files against `config`, for the rank of `plan`. Reads headers, and the data of
-    single fp8 tensors only where scale counts leave a grid open. Does not raise: see `problems`."""
-    return _Verifier(index, config).run(plan, qkv_layout, num_mtp_layers)
+    single fp8 tensors only where scale counts leave a grid open. Does not raise: see `problems`.
+
+    media: the towers that the files must hold; None serves text alone and ignores them by name.
+    """
+    return _Verifier(index, config, media).run(plan, qkv_layout, num_mtp_layers)
 
 
 class _Verifier:
-    def __init__(self, index: CheckpointIndex, config: ModelConfig) -> None:
+    def __init__(
+        self, index: CheckpointIndex, config: ModelConfig, media: MediaConfig | None
+    ) -> None:
         self._index = index
         self._config = config
+        self._media = media
         self._problems: list[str] = []
         self._used: set[str] = set()
 
@@ -138,12 +151,14 @@ class _Verifier:
             if source is not None:
                 result.sources[name] = source
         self._agree_on_formats(result)
+        if self._media is not None:
+            self._towers(result, self._media)
         self._leftovers(result, num_mtp_layers)
         return result
 
     def _layout_flag_fits(self) -> bool:
         """Whether fused or split, as config.json has it, is what the files have."""
-        names = self._index.tensors
+        names = [name for name in self._index.tensors if name.startswith("model.")]
         has_fused = any(name.endswith(_QKV) for name in names)
         has_split = any(name.endswith(".self_attn.q_proj.weight") for name in names)
         wants_fused = self._config.qkv_chunks is not None
@@ -367,6 +382,13 @@ class _Verifier:
                     f"tensor {name} is {source.format}, but others of {parameter} are {first}: one "
                     f"file belongs to another checkpoint; {AGAIN}"
                 )
+
+    def _towers(self, result: LoadPlan, media: MediaConfig) -> None:
+        """Every tensor that a tower claims by name is accounted for there."""
+        towers = verify_towers(self._index, media)
+        result.towers = towers.sources
+        self._problems += towers.problems
+        self._used |= {name for name in self._index.tensors if tower_of(name) is not None}
 
     def _leftovers(self, result: LoadPlan, num_mtp_layers: int) -> None:
         """Every tensor that fills nothing must have a reason."""
