@@ -1,4 +1,4 @@
-"""Write the towers as the releases have them: what `load_towers.py` reads, in reverse.
+"""Write the towers as the releases have them: what `towers.py` reads, in reverse.
 
 Vision tower and audio encoder go into the main shards (`export.py`), the audio tokenizer into a
 directory of its own. Plain floats throughout; codebooks in float32.
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from mimo_engine.checkpoint.load_towers import TowerWeights
+from mimo_engine.checkpoint.towers import TowerWeights
 from mimo_engine.checkpoint.names import tower_tensor_name
 from mimo_engine.checkpoint.tower_params import (
     TowerParam,
