@@ -139,6 +139,10 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     sliding_pages_total: int = 0
     prefix_query_tokens: int = 0
     prefix_hit_tokens: int = 0
+    encoded_tokens: int = 0
+    """Media tokens that the towers made."""
+    reused_media_tokens: int = 0
+    """Media tokens that were encoded for an earlier request."""
 
 
 class StepOutputs(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -156,6 +160,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     num_full_pages: int
     num_sliding_pages: int
     page_size: int
+    feature_dtype: str | None = None
+    """dtype of vision features; None: text alone is served."""
 
 
 class EngineFailed(msgspec.Struct, frozen=True, kw_only=True, tag=True):

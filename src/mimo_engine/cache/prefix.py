@@ -25,16 +25,37 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
 from mimo_engine.cache.pages import PagePool
+from mimo_engine.messages import MediaItem
 
-__all__ = ["CachedPage", "PageChain", "PrefixCache", "PrefixMatch"]
+__all__ = ["CachedPage", "PageChain", "PrefixCache", "PrefixMatch", "media_page_keys"]
 
 _ROOT = bytes(16)
 """The parent hash of a first page."""
+
+
+def media_page_keys(media: Sequence[MediaItem], page_size: int) -> dict[int, bytes]:
+    """What decides the content of a prompt's pages besides its tokens: which rows of which media
+    stand where in them. By logical page; pages without media have none."""
+    keys: dict[int, bytes] = {}
+    for item in media:
+        for span in item.spans:
+            end = span.start + span.num_tokens
+            for page in range(span.start // page_size, -(-end // page_size)):
+                first = max(span.start, page * page_size)
+                last = min(end, (page + 1) * page_size)
+                place = (
+                    first - page * page_size,
+                    last - first,
+                    span.first_row + first - span.start,
+                )
+                key = item.content_hash + array("q", place).tobytes()
+                keys[page] = keys.get(page, b"") + key
+    return keys
 
 
 class PageChain:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from mimo_engine.cache.encoder import EncodeTask
 from mimo_engine.cache.pages import PageRun
 from mimo_engine.config.sampling import SamplingParams
-from mimo_engine.messages import TokenLogprobs
+from mimo_engine.messages import MediaItem, TokenLogprobs
 
 __all__ = ["Admission", "PageRun", "RowResult", "StepPlan", "StepResult", "StepRow"]
 
@@ -32,6 +33,8 @@ class Admission:
     """Seed of its draws: params.seed, or one that the scheduler chose."""
     stop_ids: tuple[int, ...]
     """Ids that may not be sampled before min_tokens tokens have been."""
+    media: tuple[MediaItem, ...] = ()
+    """Whose rows stand at which positions of the prompt."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,11 +58,18 @@ class StepRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepPlan:
-    """Applied in this order: admissions, page runs, rows."""
+    """Applied in this order: media forgotten and encoded, admissions, page runs, rows.
+
+    A plan may have no rows: then only media are seen to.
+    """
 
     admissions: tuple[Admission, ...]
     rows: tuple[StepRow, ...]
     """Ordered by a function of arrivals alone, so that every rank builds the same batch."""
+    forget: tuple[bytes, ...] = ()
+    """Content hashes of media whose features and encoded rows nobody needs any more."""
+    encode: tuple[EncodeTask, ...] = ()
+    """Units for later steps: no row of this plan reads them."""
 
     @property
     def num_tokens(self) -> int:
@@ -87,3 +97,5 @@ class StepResult:
     """One RowResult a StepRow, in the plan's order."""
 
     rows: tuple[RowResult, ...] = field(default=())
+    encode_errors: dict[bytes, str] = field(default_factory=dict)
+    """Content hash -> why it cannot be encoded: the requests that need it end."""

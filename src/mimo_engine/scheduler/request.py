@@ -1,13 +1,13 @@
 """One request inside the scheduler.
 
-    WAITING ──admitted──> RUNNING ──stop, length──> gone
-       ^                     │
-       └──────preempted──────┘        abort, from either state: gone
+    ENCODING ──media there──> WAITING ──admitted──> RUNNING ──stop, length──> gone
+        ^                      │   ^                   │
+        └──lost its prefix hit─┘   └─────preempted─────┘     abort, from any state: gone
 
-A waiting request has no slot and no pages; a running one has both. A preempted request keeps its
-tokens, its place in the order of arrival and its seed, so that its text does not change. An abort
-while a plan with the request is at the workers takes effect when the result is applied: until
-then its pages may be written.
+A request without media begins as waiting. A waiting request has no slot and no pages; a running one
+has both. A preempted request keeps its tokens, its place in the order of arrival and its seed, so
+that its text does not change. An abort while a plan with the request is at the workers takes effect
+when the result is applied: until then its pages may be written.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 from mimo_engine.cache.manager import SequencePages
 from mimo_engine.cache.prefix import PageChain
 from mimo_engine.config.sampling import SamplingParams
-from mimo_engine.messages import TokenLogprobs
+from mimo_engine.messages import MediaItem, TokenLogprobs
 
 __all__ = ["Request"]
 
@@ -29,6 +29,7 @@ class Request:
         "is_aborted",
         "is_in_flight",
         "max_total_tokens",
+        "media",
         "num_cached_tokens",
         "pages",
         "params",
@@ -44,16 +45,17 @@ class Request:
         self,
         *,
         request_id: str,
-        arrival: int,
         chain: PageChain,
+        media: tuple[MediaItem, ...],
         params: SamplingParams,
         sample_seed: int,
         stop_ids: tuple[int, ...],
         max_total_tokens: int,
     ) -> None:
         self.request_id = request_id
-        self.arrival = arrival
-        """Requests are served in this order."""
+        self.arrival = -1
+        """Requests are served in this order: that in which they came to wait for their turn."""
+        self.media = media
         self.chain = chain
         self.token_ids = chain.token_ids
         """Prompt and sampled tokens: the chain's own list."""

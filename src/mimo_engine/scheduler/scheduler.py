@@ -15,11 +15,13 @@ from __future__ import annotations
 from collections import deque
 from heapq import heappop, heappush
 
+from mimo_engine.cache.encoder import EncoderCache
 from mimo_engine.cache.manager import CacheManager
-from mimo_engine.cache.prefix import PageChain, PrefixMatch
+from mimo_engine.cache.prefix import PageChain, PrefixMatch, media_page_keys
 from mimo_engine.config.engine import SchedulerConfig
 from mimo_engine.errors import ContextLengthError, QueueFullError, RequestError
 from mimo_engine.messages import EngineStats, NewRequest, TokenOutput
+from mimo_engine.scheduler.encoding import EncodingQueue
 from mimo_engine.scheduler.plan import Admission, RowResult, StepPlan, StepResult, StepRow
 from mimo_engine.scheduler.policy import (
     accept_tokens,
@@ -46,6 +48,8 @@ class Scheduler:
         max_model_len: int,
         eos_token_ids: tuple[int, ...],
         seed: int,
+        encoder: EncoderCache | None = None,
+        max_encoder_tokens: int = 1024,
     ) -> None:
         assert cache.layout.longest_request(max_model_len) == max_model_len
         self._config = config
@@ -56,11 +60,16 @@ class Scheduler:
         self._requests: dict[str, Request] = {}
         self._running: list[Request] = []
         self._waiting: deque[Request] = deque()
+        self._encoder = encoder or EncoderCache(0)
+        self._encoding = EncodingQueue(
+            self._encoder, self._num_hit_tokens, max_tokens=max_encoder_tokens
+        )
         self._free_slots = list(range(config.max_num_seqs))  # a heap: the lowest goes first
         self._in_flight: StepPlan | None = None
         self._in_flight_requests: list[Request] = []
         self._blocked_head: Request | None = None
         """Head of the queue, found to lack full pages since when no request has left."""
+        self._num_requests = 0
         self._num_arrivals = 0
         self._num_preemptions = 0
         self._prefix_query_tokens = 0
@@ -68,7 +77,7 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._running or self._waiting)
+        return bool(self._running or self._waiting or self._encoding or self._encoder.has_news)
 
     def add(self, new: NewRequest) -> None:
         """Queue a request.
@@ -86,44 +95,64 @@ class Scheduler:
             )
         if new.request_id in self._requests:
             raise RequestError(f"request id {new.request_id!r} is in use", param="request_id")
-        if len(self._waiting) >= self._config.max_queue_len:
+        num_waiting = len(self._waiting) + len(self._encoding)
+        if num_waiting >= self._config.max_queue_len:
             raise QueueFullError(
-                f"{len(self._waiting)} requests are waiting, which is --max-queue-len: try later"
+                f"{num_waiting} requests are waiting, which is --max-queue-len: try later"
             )
+        self._encoder.check(new.media)
         params = new.params
-        arrival = self._num_arrivals
-        self._num_arrivals += 1
+        number = self._num_requests
+        self._num_requests += 1
+        page_size = self._cache.layout.page_size
         request = Request(
             request_id=new.request_id,
-            arrival=arrival,
-            chain=PageChain(new.prompt_token_ids, self._cache.layout.page_size),
+            chain=PageChain(new.prompt_token_ids, page_size, media_page_keys(new.media, page_size)),
+            media=tuple(new.media),
             params=params,
-            sample_seed=derive_seed(self._seed, arrival) if params.seed is None else params.seed,
+            sample_seed=derive_seed(self._seed, number) if params.seed is None else params.seed,
             stop_ids=stop_ids(params, self._eos_token_ids),
             max_total_tokens=longest_total(
                 num_prompt_tokens, params.max_tokens, self._max_model_len
             ),
         )
         self._requests[request.request_id] = request
+        self._encoder.add(request.media)
+        if request.media:
+            self._encoding.append(request)
+        else:
+            self._enqueue(request)
+
+    def _enqueue(self, request: Request) -> None:
+        request.arrival = self._num_arrivals
+        self._num_arrivals += 1
         self._waiting.append(request)
 
     def abort(self, request_id: str) -> bool:
         """End a request now; False when the id is unknown. It has no further output."""
-        request = self._requests.pop(request_id, None)
+        request = self._requests.get(request_id)
         if request is None:
             return False
+        self._forget(request)
         if request.is_in_flight:
             request.is_aborted = True
         elif request.pages is not None:
             self._running.remove(request)
             self._release(request)
-        else:
+        elif not self._encoding.remove(request):
             self._waiting.remove(request)
         return True
+
+    def _forget(self, request: Request) -> None:
+        """The request has ended, or ends with the step that is in flight."""
+        if self._requests.pop(request.request_id, None) is not None:
+            self._encoder.release(request.media)
 
     def plan(self) -> StepPlan | None:
         """The next step, or None when there is nothing to do. `apply` must come before another."""
         assert self._in_flight is None
+        for request in self._encoding.take_ready():
+            self._enqueue(request)
         rows: list[StepRow] = []
         budget, pages_ran_out = self._plan_running(rows)
         admissions: list[Admission] = []
@@ -135,10 +164,14 @@ class Scheduler:
             assert num_tokens
             rows.append(self._row(request, num_tokens))
             budget -= num_tokens
-        if not rows:
+        encode = self._encoding.plan(nothing_else_runs=not (self._running or self._waiting))
+        forget = self._encoder.take_forgotten()
+        if not (rows or encode or forget):
             assert not self.has_work
             return None
-        self._in_flight = StepPlan(admissions=tuple(admissions), rows=tuple(rows))
+        self._in_flight = StepPlan(
+            admissions=tuple(admissions), rows=tuple(rows), forget=forget, encode=encode
+        )
         return self._in_flight
 
     def apply(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
@@ -157,11 +190,15 @@ class Scheduler:
                 outputs.append(output)
                 if output.finish_reason is None:
                     continue
-                del self._requests[request.request_id]
+                self._forget(request)
             self._release(request)
             some_left = True
         if some_left:
             self._running = [request for request in self._running if request.pages is not None]
+        self._encoder.apply(plan.encode, result.encode_errors)
+        for request, error in self._encoding.take_failed() if result.encode_errors else ():
+            self._forget(request)
+            outputs.append(_failure(request, error))
         self._in_flight = None
         self._in_flight_requests = []
         return outputs
@@ -170,7 +207,7 @@ class Scheduler:
         """The step failed and its result is lost: its requests end without an output."""
         assert plan is self._in_flight
         for request in self._in_flight_requests:
-            self._requests.pop(request.request_id, None)
+            self._forget(request)
             self._release(request)
         self._running = [request for request in self._running if request.pages is not None]
         self._in_flight = None
@@ -181,7 +218,7 @@ class Scheduler:
         full, sliding = self._cache.full_usage(), self._cache.sliding_usage()
         return EngineStats(
             num_running=len(self._running),
-            num_waiting=len(self._waiting),
+            num_waiting=len(self._waiting) + len(self._encoding),
             num_preemptions=self._num_preemptions,
             full_pages_used=full.live,
             full_pages_total=full.total,
@@ -189,6 +226,8 @@ class Scheduler:
             sliding_pages_total=sliding.total,
             prefix_query_tokens=self._prefix_query_tokens,
             prefix_hit_tokens=self._prefix_hit_tokens,
+            encoded_tokens=self._encoder.num_encoded_rows,
+            reused_media_tokens=self._encoder.num_reused_rows,
         )
 
     def _plan_running(self, rows: list[StepRow]) -> tuple[int, bool]:
@@ -250,7 +289,13 @@ class Scheduler:
         if self._running and not self._cache.can_start_sliding(num_tokens):
             return False
         uses_prefix = self._cache.prefix_caching and not request.needs_every_prompt_row
-        match = self._cache.find(request.chain) if uses_prefix else PrefixMatch()
+        match = self._match(request)
+        num_hit_tokens = len(match.entries) * self._cache.layout.page_size
+        if self._encoding.missing(request, num_hit_tokens):
+            # The prefix cache had these tokens, and lost them.
+            self._waiting.popleft()
+            self._encoding.append(request)
+            return False
         # Each running request will want one more page soon: without them, the newcomer would be
         # preempted as soon as the others grow.
         if self._running and not self._cache.can_start(
@@ -276,9 +321,19 @@ class Scheduler:
                 params=request.params,
                 sample_seed=request.sample_seed,
                 stop_ids=request.stop_ids,
+                media=request.media,
             )
         )
         return True
+
+    def _match(self, request: Request) -> PrefixMatch:
+        """What the prefix cache has of a request that may use it."""
+        if not self._cache.prefix_caching or request.needs_every_prompt_row:
+            return PrefixMatch()
+        return self._cache.find(request.chain)
+
+    def _num_hit_tokens(self, request: Request) -> int:
+        return len(self._match(request).entries) * self._cache.layout.page_size
 
     def _preempt_youngest(self) -> None:
         """Back to the head of the queue, which keeps the queue in order of arrival."""
@@ -304,12 +359,7 @@ class Scheduler:
         assert pages is not None
         if done.error is not None:
             # Its pages were not advanced, so what was computed is never published.
-            return TokenOutput(
-                request_id=request.request_id,
-                token_ids=[],
-                finish_reason="error",
-                error=done.error,
-            )
+            return _failure(request, done.error)
         end = row.start + row.num_tokens
         if request.needs_every_prompt_row:
             last_prompt_row = min(end, request.num_prompt_tokens - 1)
@@ -355,3 +405,9 @@ class Scheduler:
             stop_token_id=accepted.stop_token_id,
             num_cached_tokens=(request.num_cached_tokens or 0) if is_first else 0,
         )
+
+
+def _failure(request: Request, error: str) -> TokenOutput:
+    return TokenOutput(
+        request_id=request.request_id, token_ids=[], finish_reason="error", error=error
+    )
