@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from mimo_engine.config.media_settings import MediaFacts
 from mimo_engine.config.reader import ConfigReader
@@ -47,10 +47,8 @@ class MiMoVLVisionConfig:
     spatial_merge_size: int
     out_hidden_size: int
     norm_eps: float
-    sinks: str
-    """extra_column or key0 (settings.md)."""
-    merger_norm: str
-    """layernorm or rmsnorm (settings.md)."""
+    sinks: Literal["extra_column", "key0"]
+    merger_norm: Literal["layernorm", "rmsnorm"]
     rope_theta: float = 10000.0
 
     @property
@@ -119,6 +117,8 @@ def _vision_layers(reader: ConfigReader) -> tuple[VisionLayerSpec, ...]:
     has_sinks = reader.take("use_sink", bool, default=False)
     if len(kinds) != depth or any(kind not in (-1, 0, 1) for kind in kinds):
         raise ConfigError(f"vit_window_attn_types must list -1, 0 or 1 for each of {depth} layers")
+    if window < 0:
+        raise ConfigError(f"visual_token_window_size is {window}: it must not be negative")
     if full != {index for index, kind in enumerate(kinds) if kind == -1}:
         raise ConfigError("fullatt_block_indexes and vit_window_attn_types disagree")
     return tuple(
