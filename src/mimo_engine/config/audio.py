@@ -77,28 +77,31 @@ class AudioEncoderConfig:
 def parse_audio_config(raw: Mapping[str, Any]) -> AudioEncoderConfig:
     """audio_config as published. Raises ConfigError."""
     reader = ConfigReader(raw, where="audio_config")
-    num_channels = reader.take("audio_channels", int)
+    num_channels = _size(reader, "audio_channels")
     reader.require("partial_rotary_factor", 1.0, default=1.0)
     layers = reader.take("projection_layers", int, default=2)
     if layers not in (1, 2):
         raise ConfigError(f"audio_config: projection_layers is {layers}, not 1 or 2")
     config = AudioEncoderConfig(
         num_channels=num_channels,
-        group_size=reader.take("group_size", int),
-        segment_frames=reader.take("audio_segment_size", int),
-        num_layers=reader.take("input_local_layers", int),
-        hidden_size=reader.take("input_local_dim", int),
-        num_heads=reader.take("input_local_attn_heads", int),
-        head_dim=reader.take("input_local_head_dim", int),
-        intermediate_size=reader.take("input_local_intermediate_size", int),
+        group_size=_size(reader, "group_size"),
+        segment_frames=_size(reader, "audio_segment_size"),
+        num_layers=_size(reader, "input_local_layers"),
+        hidden_size=_size(reader, "input_local_dim"),
+        num_heads=_size(reader, "input_local_attn_heads"),
+        head_dim=_size(reader, "input_local_head_dim"),
+        intermediate_size=_size(reader, "input_local_intermediate_size"),
         is_causal=not reader.take("input_full_attention", bool),
         has_final_norm=reader.take("add_post_norm", bool),
         rope_theta=float(reader.take("rope_theta", float)),
         projection_layers=layers,
-        out_hidden_size=reader.take("out_hidden_size", int),
-        vocab_sizes=_per_channel(reader.take_any("speech_vocab_size"), num_channels),
+        out_hidden_size=_size(reader, "out_hidden_size"),
+        vocab_sizes=_per_channel(reader, "speech_vocab_size", num_channels, minimum=1),
     )
-    _per_channel(reader.take_any("speech_zeroemb_idx"), num_channels)
+    # Never looked up (audio.md 4), but its form is checked.
+    _per_channel(reader, "speech_zeroemb_idx", num_channels, minimum=0)
+    if config.head_dim % 2:
+        raise ConfigError(f"audio_config: input_local_head_dim {config.head_dim} is odd")
     reader.finish(
         {"input_local_hidden_dropout": "training only"},
         remedy=None,
@@ -106,16 +109,30 @@ def parse_audio_config(raw: Mapping[str, Any]) -> AudioEncoderConfig:
     return config
 
 
-def _per_channel(value: Any, num_channels: int) -> tuple[int, ...]:
+def _size(reader: ConfigReader, key: str) -> int:
+    """A number of something there must be one of at least."""
+    value = reader.take(key, int)
+    if value < 1:
+        raise ConfigError(f"{key} is {value}; it must be at least 1")
+    return value
+
+
+def _per_channel(
+    reader: ConfigReader, key: str, num_channels: int, *, minimum: int
+) -> tuple[int, ...]:
     """ "1280", or a number a channel joined by "-"."""
+    value = reader.take_any(key)
     try:
         sizes = [int(part) for part in str(value).split("-")]
     except ValueError:
         sizes = []
     if len(sizes) == 1:
         sizes *= num_channels
-    if len(sizes) != num_channels or min(sizes) < 1:
-        raise ConfigError(f"audio_config: {value!r} gives no number for {num_channels} channels")
+    if len(sizes) != num_channels or min(sizes) < minimum:
+        raise ConfigError(
+            f"audio_config: {key!r} must give one number, or {num_channels} joined by '-', of at "
+            f"least {minimum} each, not {value!r}"
+        )
     return tuple(sizes)
 
 
@@ -128,33 +145,38 @@ def parse_audio_tokenizer_config(raw: Mapping[str, Any], facts: MediaFacts) -> A
     reader.require("ln_type", "LayerNorm", default="LayerNorm")
     reader.require("activation_function", "gelu", default="gelu")
     reader.require("scale_embedding", False, default=False)
-    num_layers = reader.take("encoder_layers", int)
+    # Upstream pads by one frame whatever the kernel: any other width has unknown lengths.
+    reader.require("kernel_size", 3)
+    num_layers = _size(reader, "encoder_layers")
     is_causal = reader.take("encoder_causal", bool)
-    skip = reader.take("encoder_skip_layer_id", int)
-    sizes = reader.take("codebook_size", list)
-    num_quantizers = reader.take("num_quantizers", int)
-    if len(sizes) != num_quantizers or any(not isinstance(size, int) for size in sizes):
-        raise ConfigError(f"codebook_size must list one size for each of {num_quantizers} levels")
-    if not 1 <= skip <= num_layers:
-        raise ConfigError(f"encoder_skip_layer_id {skip} is none of the {num_layers} layers")
+    windows = _audio_windows(reader, num_layers, is_causal)
     if facts.audio_mask == "bidirectional":
-        is_causal = False
+        # As the serving code upstream that has this mask: it drops the windows too.
+        is_causal, windows = False, (None,) * num_layers
     config = AudioTokenizerConfig(
-        num_mels=reader.take("n_mels", int),
-        d_model=reader.take("d_model", int),
+        num_mels=_size(reader, "n_mels"),
+        d_model=_size(reader, "d_model"),
         num_layers=num_layers,
-        num_heads=reader.take("encoder_attention_heads", int),
-        ffn_dim=reader.take("encoder_ffn_dim", int),
-        kernel_size=reader.take("kernel_size", int),
-        stride=reader.take("stride_size", int),
-        pool=reader.take("avg_pooler", int),
-        windows=_audio_windows(reader, num_layers, is_causal),
+        num_heads=_size(reader, "encoder_attention_heads"),
+        ffn_dim=_size(reader, "encoder_ffn_dim"),
+        kernel_size=3,
+        stride=_size(reader, "stride_size"),
+        pool=_size(reader, "avg_pooler"),
+        windows=windows,
         is_causal=is_causal,
-        skip_layer=skip - 1,
+        skip_layer=reader.take("encoder_skip_layer_id", int) - 1,
         rope_theta=float(reader.take("rope_theta", float)),
-        codebook_sizes=tuple(sizes),
+        codebook_sizes=_codebook_sizes(reader),
         bf16_tables=facts.audio_bf16_tables == "on",
     )
+    if not 0 <= config.skip_layer < num_layers:
+        raise ConfigError(
+            f"encoder_skip_layer_id {config.skip_layer + 1} is none of the {num_layers} layers"
+        )
+    if config.d_model % (2 * config.num_heads):
+        raise ConfigError(f"d_model {config.d_model} is not {config.num_heads} even heads")
+    if config.pool == 1:
+        raise ConfigError("avg_pooler is 1; only a tokenizer that pools (2 or more) can be served")
     unused = [key for key in raw if key.startswith(("decoder_", "vocoder_"))]
     reader.finish({**_UNUSED_TOKENIZER, **dict.fromkeys(unused, "speech generation")}, remedy=None)
     return config
@@ -171,9 +193,17 @@ _UNUSED_TOKENIZER = {
     "transformers_version": "bookkeeping of transformers",
     **dict.fromkeys(
         ("sampling_rate", "nfft", "window_size", "hop_length", "fmin", "fmax"),
-        "the mel front end, which processor_config describes",
+        "the mel front end: compared with processor_config (config/media.py)",
     ),
 }
+
+
+def _codebook_sizes(reader: ConfigReader) -> tuple[int, ...]:
+    sizes = reader.take("codebook_size", list)
+    num_quantizers = _size(reader, "num_quantizers")
+    if len(sizes) != num_quantizers or not all(type(size) is int and size > 0 for size in sizes):
+        raise ConfigError(f"codebook_size must list one size for each of {num_quantizers} levels")
+    return tuple(sizes)
 
 
 def _audio_windows(
@@ -183,10 +213,14 @@ def _audio_windows(
     window = reader.take("encoder_attn_window_size", list)
     is_hybrid = reader.take("hybrid_attention", bool, default=False)
     per_block = reader.take("swa_per_block", int, default=2)
-    if len(window) != 2 or window[1] not in (0, -1) or per_block < 1:
-        raise ConfigError(f"encoder_attn_window_size is {window}; only [n, 0] and [-1, -1] run")
-    # The bidirectional variant (settings.md) is the one upstream that has no window either.
-    back = None if window[0] < 0 or not is_causal else window[0]
+    is_none = window == [-1, -1]
+    is_past = len(window) == 2 and type(window[0]) is int and window[0] >= 0 and window[1] == 0
+    if per_block < 1 or not (is_none or (is_past and is_causal)):
+        raise ConfigError(
+            f"encoder_attn_window_size is {window}, swa_per_block {per_block}, encoder_causal "
+            f"{is_causal}; only [-1, -1], and [n, 0] in a causal encoder, can be served"
+        )
+    back = None if is_none else window[0]
     return tuple(
         back if not is_hybrid or i % per_block < per_block - 1 else None for i in range(num_layers)
     )

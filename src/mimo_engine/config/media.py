@@ -63,6 +63,7 @@ def load_media_config(
     preprocessor = _read_json(model_dir / "preprocessor_config.json")
     processor = parse_processor_config(media["processor_config"], preprocessor, facts)
     _check_agreement(vision, tokenizer, audio, processor, media, hidden_size)
+    _check_front_end(tokenizer_raw, processor)
     return MediaConfig(vision=vision, audio_tokenizer=tokenizer, audio=audio, processor=processor)
 
 
@@ -110,6 +111,28 @@ def _check_agreement(
         )
     if processor.segment_frames % processor.frames_per_token:
         raise ConfigError("audio_segment_size is no multiple of the mel frames of a token")
+
+
+# Keys of the tokenizer's file, and what processor_config has of them.
+_FRONT_END = {
+    "sampling_rate": "sampling_rate",
+    "nfft": "fft_size",
+    "window_size": "fft_size",
+    "hop_length": "hop",
+    "fmin": "mel_fmin",
+    "fmax": "mel_fmax",
+}
+
+
+def _check_front_end(tokenizer_raw: Mapping[str, Any], processor: ProcessorConfig) -> None:
+    """The tokenizer's file says of the mel front end what processor_config says, or nothing."""
+    for key, name in _FRONT_END.items():
+        found, used = tokenizer_raw.get(key), getattr(processor, name)
+        if found is not None and found != used:
+            raise ConfigError(
+                f"{key} is {found!r} in {AUDIO_TOKENIZER_DIR}/config.json and {used} in "
+                "processor_config: use the checkpoint's own files"
+            )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

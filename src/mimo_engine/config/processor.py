@@ -96,8 +96,9 @@ def parse_processor_config(
     reader.require("audio_nfft", window)
     hub = facts.pixel_limits == "preprocessor_config"
     limits = ConfigReader(preprocessor, where="preprocessor_config.json")
-    low, high = limits.take("min_pixels", int), limits.take("max_pixels", int)
-    own = (reader.take("image_min_pixels", int), reader.take("image_max_pixels", int))
+    low, high = reader.take("image_min_pixels", int), reader.take("image_max_pixels", int)
+    if hub:
+        low, high = limits.take("min_pixels", int), limits.take("max_pixels", int)
     stride, pooler = reader.take("audio_stride_size", int), reader.take("audio_avg_pooler", int)
     rate = reader.take("audio_sampling_rate", int)
     fmax = reader.take("audio_fmax", float, default=None)
@@ -107,8 +108,8 @@ def parse_processor_config(
         patch_size=reader.take("patch_size", int),
         merge_size=reader.take("merge_size", int),
         temporal_patch_size=reader.take("temporal_patch_size", int),
-        image_min_pixels=low if hub else own[0],
-        image_max_pixels=high if hub else own[1],
+        image_min_pixels=low,
+        image_max_pixels=high,
         video_min_pixels=reader.take("video_min_pixels", int),
         video_max_pixels=reader.take("video_max_pixels", int),
         video_total_max_pixels=reader.take("video_total_max_pixels", int),
@@ -153,11 +154,11 @@ _UNUSED_PROCESSOR = {
 def _pixel_stats(
     reader: ConfigReader, facts: MediaFacts
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    mean, std = reader.take("image_mean", list), reader.take("image_std", list)
     if facts.pixel_stats == "clip":
         return CLIP_STATS
     if facts.pixel_stats == "imagenet":
         return IMAGENET_STATS
+    mean, std = reader.take("image_mean", list), reader.take("image_std", list)
     numbers = [value for value in (*mean, *std) if isinstance(value, int | float)]
     if len(mean) != 3 or len(std) != 3 or len(numbers) != 6 or min(std) <= 0:
         raise ConfigError(f"preprocessor_config.json: image_mean {mean} and image_std {std}")
