@@ -10,11 +10,14 @@ ended, and turns ids into text.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 from tqdm import tqdm
@@ -29,11 +32,17 @@ from mimo_engine.config.engine import (
     ParallelConfig,
     SchedulerConfig,
 )
+from mimo_engine.config.media import load_media_config
+from mimo_engine.config.media_settings import EncoderConfig, MediaFacts, MediaLimits
+from mimo_engine.config.model import load_model_config
+from mimo_engine.config.processor import ProcessorConfig
 from mimo_engine.config.sampling import SamplingParams
 from mimo_engine.engine.core import EngineCore, build_engine
 from mimo_engine.errors import QueueFullError, RequestError
 from mimo_engine.grammar.library import GrammarCompiler
-from mimo_engine.messages import NewRequest, TokenLogprobs
+from mimo_engine.messages import MediaItem, NewRequest, TokenLogprobs
+from mimo_engine.multimodal.processor import MediaProcessor, Render
+from mimo_engine.multimodal.shared_arrays import SharedArrays
 from mimo_engine.utils.hub import resolve_model
 
 __all__ = ["LLM", "Output"]
@@ -62,12 +71,20 @@ class Output:
     error: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    token_ids: list[int]
+    media: list[MediaItem] = field(default_factory=list)
+    features: list[SharedArrays] = field(default_factory=list)
+
+
 @dataclass(slots=True)
 class _Running:
     """A request while it runs."""
 
     place: int
     request: NewRequest
+    features: list[SharedArrays]
     index: int
     text: OutputText
 
@@ -84,11 +101,15 @@ class LLM:
         settings: ModelSettings | None = None,
         cache: CacheConfig | None = None,
         scheduler: SchedulerConfig | None = None,
+        media: MediaFacts | None = None,
+        encoder: EncoderConfig | None = None,
         parallel: ParallelConfig | None = None,
+        media_limits: MediaLimits | None = None,
     ) -> None:
         """Load `model`, a checkpoint directory or the name of a repository on the hub.
 
-        Raises ConfigError or CheckpointError.
+        media_limits: of images, video and audio in `chat`; None: as the server's, but with any file
+        of this machine allowed. Raises ConfigError or CheckpointError.
         """
         self.config = EngineConfig(
             model=str(resolve_model(model)),
@@ -97,10 +118,13 @@ class LLM:
             settings=settings or ModelSettings(),
             cache=cache or CacheConfig(),
             scheduler=scheduler or SchedulerConfig(),
+            media=media or MediaFacts(),
+            encoder=encoder or EncoderConfig(),
             parallel=parallel or ParallelConfig(),
         )
         self.tokenizer = Tokenizer.from_dir(self.config.model)
         self.core: EngineCore = build_engine(self.config)
+        self._media_limits = media_limits or MediaLimits(media_root=("/",))
         self._request_ids = itertools.count()
 
     @cached_property
@@ -125,18 +149,26 @@ class LLM:
         completions of a prompt side by side. Raises RequestError for a prompt or parameters that
         cannot be served; then nothing is left running.
         """
-        prompt_ids = [self._encode(prompt) for prompt in _as_prompts(prompts)]
+        ready = [_Prompt(self._encode(prompt)) for prompt in _as_prompts(prompts)]
+        return self._generate(ready, params, progress)
+
+    def _generate(
+        self,
+        prompts: Sequence[_Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        progress: bool,
+    ) -> list[Output]:
         if params is None or isinstance(params, SamplingParams):
-            params = [params or SamplingParams()] * len(prompt_ids)
-        if len(params) != len(prompt_ids):
-            raise RequestError(f"{len(prompt_ids)} prompts but {len(params)} sampling parameters")
+            params = [params or SamplingParams()] * len(prompts)
+        if len(params) != len(prompts):
+            raise RequestError(f"{len(prompts)} prompts but {len(params)} sampling parameters")
         for spec in dict.fromkeys(own.grammar for own in params):
             if spec is not None:
                 self._grammars.check(spec)
         pending: deque[_Running] = deque()
-        for ids, own in zip(prompt_ids, params, strict=True):
+        for prompt, own in zip(prompts, params, strict=True):
             for index in range(own.n):
-                pending.append(self._prepare(len(pending), ids, own, index))
+                pending.append(self._prepare(len(pending), prompt, own, index))
         return self._run(pending, progress)
 
     def chat(
@@ -150,22 +182,52 @@ class LLM:
     ) -> list[Output]:
         """`generate` on one conversation, or on several, rendered by the checkpoint's template.
 
-        chat_template_kwargs are variables of the template (enable_thinking, ...).
+        Content may have parts with images, video and audio, as in the server's requests and also as
+        bytes, PIL images and arrays (docs/multimodal.md). chat_template_kwargs are variables of the
+        template (enable_thinking, ...).
         """
         if self.tokenizer.chat_template is None:
             raise RequestError("this checkpoint has no chat template: use generate")
         template = ChatTemplate(
             self.tokenizer.chat_template, special_tokens=self.tokenizer.special_tokens
         )
-        prompts: list[Prompt] = []
-        for conversation in _as_conversations(messages):
-            text = template.render(
-                normalise_messages(conversation),
-                tools=tools,
-                template_kwargs=chat_template_kwargs,
-            )
-            prompts.append(self.tokenizer.encode(text))
-        return self.generate(prompts, params, progress=progress)
+
+        def render(shown: Sequence[Mapping[str, Any]]) -> str:
+            return template.render(shown, tools=tools, template_kwargs=chat_template_kwargs)
+
+        conversations = [normalise_messages(one) for one in _as_conversations(messages)]
+        # A thread of its own: the caller's may have an event loop already, as in a notebook.
+        with ThreadPoolExecutor(1) as thread:
+            prompts = thread.submit(asyncio.run, self._process(conversations, render)).result()
+        return self._generate(prompts, params, progress)
+
+    async def _process(
+        self, conversations: Sequence[Sequence[Mapping[str, Any]]], render: Render
+    ) -> list[_Prompt]:
+        processor = MediaProcessor(
+            self._processor_config,
+            self.tokenizer,
+            self._media_limits,
+            dtype=self.core.info().feature_dtype or "float32",
+        )
+        try:
+            outputs = [
+                await processor.process_mm_data_async(one, render=render) for one in conversations
+            ]
+        finally:
+            await processor.close()
+        return [_Prompt(out.token_ids, out.media, out.features) for out in outputs]
+
+    @cached_property
+    def _processor_config(self) -> ProcessorConfig | None:
+        if self.core.info().feature_dtype is None:
+            return None
+        model_dir, ignore_keys = Path(self.config.model), self.config.settings.ignore_config_key
+        model = load_model_config(model_dir, ignore_keys=ignore_keys)
+        media = load_media_config(
+            model_dir, model.media, self.config.media, hidden_size=model.hidden_size
+        )
+        return None if media is None else media.processor
 
     def close(self) -> None:
         """End the engine's child processes, if it has any."""
@@ -174,13 +236,15 @@ class LLM:
     def _encode(self, prompt: Prompt) -> list[int]:
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
 
-    def _prepare(self, place: int, ids: list[int], params: SamplingParams, index: int) -> _Running:
+    def _prepare(self, place: int, prompt: _Prompt, params: SamplingParams, index: int) -> _Running:
         # Each of n completions draws its own numbers; a seed must give n different texts.
         seed = None if params.seed is None else params.seed + index
         own = replace(params, n=1, seed=seed)
         request_id = f"llm-{next(self._request_ids)}"
-        request = NewRequest(request_id=request_id, prompt_token_ids=ids, params=own)
-        return _Running(place, request, index, OutputText(self.tokenizer, own))
+        request = NewRequest(
+            request_id=request_id, prompt_token_ids=prompt.token_ids, params=own, media=prompt.media
+        )
+        return _Running(place, request, prompt.features, index, OutputText(self.tokenizer, own))
 
     def _run(self, pending: deque[_Running], progress: bool) -> list[Output]:
         outputs: list[Output | None] = [None] * len(pending)
@@ -209,10 +273,11 @@ class LLM:
         """Hand over what the engine's queue takes."""
         while pending:
             try:
-                self.core.add(pending[0].request)
+                self.core.add(pending[0].request, pending[0].features)
             except QueueFullError:
                 return
             item = pending.popleft()
+            item.features = []
             running[item.request.request_id] = item
 
 

@@ -60,7 +60,7 @@ class EncoderCache:
         self._entries: dict[bytes, _Entry] = {}
         self._idle: OrderedDict[bytes, None] = OrderedDict()
         self._num_rows = 0
-        self._forgotten: dict[bytes, None] = {}
+        self._forgotten: dict[bytes, _Entry] = {}
         self.num_encoded_rows = 0
         self.num_reused_rows = 0
 
@@ -90,11 +90,9 @@ class EncoderCache:
         for item in items:
             entry = self._entries.get(item.content_hash)
             if entry is None:
-                entry = _Entry(item.num_rows, item.unit_rows, item.num_units)
+                entry = self._recall(item) or _Entry(item.num_rows, item.unit_rows, item.num_units)
                 self._entries[item.content_hash] = entry
-                # What the worker still has of an earlier one will do as well as new features.
-                self._forgotten.pop(item.content_hash, None)
-            elif entry.is_whole:
+            if entry.is_whole:
                 self.num_reused_rows += item.num_rows
             entry.refs += 1
             self._idle.pop(item.content_hash, None)
@@ -110,6 +108,8 @@ class EncoderCache:
                 self._idle[item.content_hash] = None
             else:
                 self._forget(item.content_hash)
+        # Media that had to exceed the capacity do so no longer than they must.
+        self._evict(0)
 
     def is_whole(self, item: MediaItem) -> bool:
         return self._entries[item.content_hash].is_whole
@@ -126,9 +126,7 @@ class EncoderCache:
         entry = self._entries[item.content_hash]
         if entry.num_done:
             return True
-        while self._idle and self._num_rows + entry.num_rows > self.capacity_rows:
-            content_hash, _ = self._idle.popitem(last=False)
-            self._forget(content_hash)
+        self._evict(entry.num_rows)
         return may_exceed or self._num_rows + entry.num_rows <= self.capacity_rows
 
     def next_task(self, item: MediaItem, budget_rows: int) -> EncodeTask:
@@ -146,11 +144,12 @@ class EncoderCache:
         """The worker has done `tasks`, but for the items in `errors`."""
         for task in tasks:
             entry = self._entries.get(task.content_hash)
-            if entry is None or entry.num_done != task.first_unit:
-                # Its last request was aborted meanwhile (and perhaps a new one has come).
-                continue
-            if not entry.num_done:
+            if entry is None:
+                # Its last request was aborted meanwhile; a new one may come before the next plan.
+                entry = self._forgotten[task.content_hash]
+            elif not entry.num_done:
                 self._num_rows += entry.num_rows
+            assert entry.num_done == task.first_unit
             entry.num_done += task.num_units
             entry.error = entry.error or errors.get(task.content_hash)
             self.num_encoded_rows += min(
@@ -173,8 +172,21 @@ class EncoderCache:
             assert entry.refs or entry.is_whole
         assert not self._forgotten.keys() & self._entries.keys()
 
+    def _evict(self, num_rows: int) -> None:
+        """Forget idle entries, least recently used first, until `num_rows` more fit."""
+        while self._idle and self._num_rows + num_rows > self.capacity_rows:
+            content_hash, _ = self._idle.popitem(last=False)
+            self._forget(content_hash)
+
     def _forget(self, content_hash: bytes) -> None:
         entry = self._entries.pop(content_hash)
         if entry.num_done:
             self._num_rows -= entry.num_rows
-        self._forgotten[content_hash] = None
+        self._forgotten[content_hash] = entry
+
+    def _recall(self, item: MediaItem) -> _Entry | None:
+        """The item's entry as it was forgotten, if the worker has not been told yet."""
+        entry = self._forgotten.pop(item.content_hash, None)
+        if entry is not None and entry.num_done:
+            self._num_rows += entry.num_rows
+        return entry

@@ -35,6 +35,7 @@ from mimo_engine.messages import (
     StepOutputs,
     TokenOutput,
 )
+from mimo_engine.multimodal.shared_arrays import SharedArrays
 
 __all__ = ["AsyncEngineClient", "OutputStream", "RestartPolicy"]
 
@@ -180,16 +181,18 @@ class AsyncEngineClient:
             await self._process.stop()
         self._context.term()
 
-    def submit(self, requests: Sequence[NewRequest]) -> OutputStream:
-        """Start requests, whose ids must be new, as one stream. EngineUnavailableError when no
-        engine takes requests now."""
+    def submit(
+        self, requests: Sequence[NewRequest], features: Sequence[SharedArrays] = ()
+    ) -> OutputStream:
+        """Start requests, whose ids must be new, as one stream. `features`: of their media, the
+        same for all of them. EngineUnavailableError when no engine takes requests now."""
         if self._trouble is not None or self._process is None:
             raise EngineUnavailableError(self._trouble)
         stream = OutputStream(self, [request.request_id for request in requests])
         for request in requests:
             assert request.request_id not in self._streams, request.request_id
             self._streams[request.request_id] = stream
-            self._process.send(request)
+            self._process.send(request, features)
         return stream
 
     def abort(self, request_id: str) -> None:

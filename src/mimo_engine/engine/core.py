@@ -12,16 +12,20 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 
+from mimo_engine.cache.encoder import EncoderCache
 from mimo_engine.cache.groups import plan_cache
 from mimo_engine.cache.manager import CacheManager
 from mimo_engine.chat.tokenizer import Tokenizer
-from mimo_engine.config.engine import EngineConfig
-from mimo_engine.config.model import load_model_config
+from mimo_engine.config.engine import GIB, EngineConfig
+from mimo_engine.config.media import MediaConfig, load_media_config
+from mimo_engine.config.model import ModelConfig, load_model_config
 from mimo_engine.engine.executor import Executor, build_executor
 from mimo_engine.errors import ConfigError, RequestError
 from mimo_engine.messages import EngineInfo, EngineStats, NewRequest, TokenOutput
+from mimo_engine.multimodal.shared_arrays import SharedArrays
 from mimo_engine.scheduler.scheduler import Scheduler
 
 __all__ = ["EngineCore", "build_engine"]
@@ -41,10 +45,18 @@ class EngineCore:
     def has_work(self) -> bool:
         return self._scheduler.has_work
 
-    def add(self, request: NewRequest) -> None:
-        """Queue a request. Raises QueueFullError or a RequestError; nothing else is affected."""
+    def add(self, request: NewRequest, features: Sequence[SharedArrays] = ()) -> None:
+        """Queue a request; `features`: those of its media, in order, which are taken over.
+
+        Raises QueueFullError or a RequestError; nothing else is affected.
+        """
         _check_vocabulary(request, self._info.vocab_size)
+        if request.media:
+            if self._info.feature_dtype is None:
+                raise RequestError("Model only supports text input", param="messages")
+            _check_media(request, features)
         self._scheduler.add(request)
+        self.executor.add_media(request.media, features)
 
     def abort(self, request_id: str) -> bool:
         """End a request; False when it is not (or no longer) known."""
@@ -90,7 +102,10 @@ def build_engine(config: EngineConfig) -> EngineCore:
             f"the tokenizer has {tokenizer.num_tokens} tokens but the model's vocabulary "
             f"{model_config.vocab_size}: they are not of one checkpoint"
         )
-    executor = build_executor(config, model_config, num_live_tokens=tokenizer.num_tokens)
+    media = _media_config(config, model_config)
+    executor = build_executor(
+        config, model_config, num_live_tokens=tokenizer.num_tokens, media=media
+    )
     wanted_len = config.scheduler.context_len(model_config.max_position_embeddings)
     layout = plan_cache(
         model_config,
@@ -117,6 +132,8 @@ def build_engine(config: EngineConfig) -> EngineCore:
             dict.fromkeys((*model_config.eos_token_ids, *tokenizer.stop_token_ids()))
         ),
         seed=secrets.randbits(63),
+        encoder=_encoder_cache(config, model_config, executor) if media else None,
+        max_encoder_tokens=config.encoder.max_encoder_tokens,
     )
     info = EngineInfo(
         max_model_len=max_model_len,
@@ -124,9 +141,39 @@ def build_engine(config: EngineConfig) -> EngineCore:
         num_full_pages=layout.num_full_pages,
         num_sliding_pages=layout.num_sliding_pages,
         page_size=layout.page_size,
+        feature_dtype=str(executor.worker.dtype).removeprefix("torch.") if media else None,
     )
     _logger.info("engine ready: %s, KV cache %.2f GiB", info, layout.total_bytes / 2**30)
     return EngineCore(executor, scheduler, info)
+
+
+def _media_config(config: EngineConfig, model_config: ModelConfig) -> MediaConfig | None:
+    if config.media.text_only:
+        return None
+    return load_media_config(
+        Path(config.model),
+        model_config.media,
+        config.media,
+        hidden_size=model_config.hidden_size,
+    )
+
+
+def _encoder_cache(
+    config: EngineConfig, model_config: ModelConfig, executor: Executor
+) -> EncoderCache:
+    row_bytes = model_config.hidden_size * executor.worker.dtype.itemsize
+    return EncoderCache(int(config.encoder.encoder_cache_gib * GIB) // row_bytes)
+
+
+def _check_media(request: NewRequest, features: Sequence[SharedArrays]) -> None:
+    """Our own processor made them, so what does not fit is a defect: found before it is read."""
+    assert len(features) == len(request.media)
+    for item in request.media:
+        assert item.num_rows > 0
+        assert item.unit_rows > 0
+        for span in item.spans:
+            assert 0 <= span.start <= len(request.prompt_token_ids) - span.num_tokens
+            assert 0 <= span.first_row <= item.num_rows - span.num_tokens
 
 
 def _check_vocabulary(request: NewRequest, vocab_size: int) -> None:

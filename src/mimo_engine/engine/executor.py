@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -20,10 +20,13 @@ import torch.distributed as dist
 
 from mimo_engine.cache.groups import CacheLayout
 from mimo_engine.config.engine import EngineConfig
+from mimo_engine.config.media import MediaConfig
 from mimo_engine.config.model import ModelConfig
 from mimo_engine.distributed.groups import ProcessGroupComm, SingleRank
 from mimo_engine.distributed.plan import ParallelPlan
 from mimo_engine.errors import ConfigError, EngineDeadError
+from mimo_engine.messages import MediaItem
+from mimo_engine.multimodal.shared_arrays import SharedArrays
 from mimo_engine.scheduler.plan import StepPlan, StepResult
 from mimo_engine.worker.worker import Worker, resolve_device
 
@@ -52,6 +55,11 @@ class Executor:
 
     def allocate(self, layout: CacheLayout, *, max_model_len: int) -> None:
         self.worker.allocate(layout, max_model_len=max_model_len)
+
+    def add_media(self, items: Sequence[MediaItem], features: Sequence[SharedArrays]) -> None:
+        """Features of a new request, for the plans that encode them."""
+        if self.worker.media is not None:
+            self.worker.media.add(items, features)
 
     def run(self, plan: StepPlan) -> StepResult:
         return self.worker.run(plan)
@@ -106,9 +114,13 @@ class _ParallelExecutor(Executor):
 
 
 def build_executor(
-    config: EngineConfig, model_config: ModelConfig, *, num_live_tokens: int
+    config: EngineConfig,
+    model_config: ModelConfig,
+    *,
+    num_live_tokens: int,
+    media: MediaConfig | None = None,
 ) -> Executor:
-    """Start the ranks and load their weights."""
+    """Start the ranks and load their weights; rank 0 loads the towers of `media` too."""
     tp_size = config.parallel.tensor_parallel_size
     if tp_size == 1:
         worker = Worker(
@@ -117,6 +129,7 @@ def build_executor(
             plan=ParallelPlan(),
             comm=SingleRank(),
             num_live_tokens=num_live_tokens,
+            media=media,
         )
         return Executor(worker)
     if resolve_device(config.device).type == "cuda" and torch.cuda.device_count() < tp_size:
@@ -129,14 +142,14 @@ def build_executor(
         pipes = []
         for tp_rank in range(1, tp_size):
             ours, theirs = context.Pipe()
-            arguments = (theirs, config, model_config, num_live_tokens, tp_rank, rendezvous)
+            arguments = (theirs, config, model_config, num_live_tokens, tp_rank, rendezvous, media)
             context.Process(target=_rank_main, args=arguments, daemon=True).start()
             theirs.close()
             pipes.append(ours)
         # Ranks that cannot even begin would be waited for at the rendezvous.
         for pipe in pipes:
             _receive(pipe)
-        worker = _join(config, model_config, num_live_tokens, 0, rendezvous)
+        worker = _join(config, model_config, num_live_tokens, 0, rendezvous, media)
         budgets = [int(_receive(pipe)) for pipe in pipes]
     return _ParallelExecutor(worker, pipes, budgets)
 
@@ -147,6 +160,7 @@ def _join(
     num_live_tokens: int,
     tp_rank: int,
     rendezvous: str,
+    media: MediaConfig | None,
 ) -> Worker:
     """Meet the other ranks and load this one's share."""
     tp_size = config.parallel.tensor_parallel_size
@@ -166,6 +180,7 @@ def _join(
         plan=ParallelPlan(tp_size=tp_size, tp_rank=tp_rank),
         comm=ProcessGroupComm(group),
         num_live_tokens=num_live_tokens,
+        media=media,
     )
 
 
@@ -190,12 +205,13 @@ def _rank_main(
     num_live_tokens: int,
     tp_rank: int,
     rendezvous: str,
+    media: MediaConfig | None,
 ) -> None:
     """A child's life: say that it has a device, join, say its budget, allocate, and run plans
     until the pipe closes."""
     _take_device(config, tp_rank)
     pipe.send_bytes(b"")
-    worker = _join(config, model_config, num_live_tokens, tp_rank, rendezvous)
+    worker = _join(config, model_config, num_live_tokens, tp_rank, rendezvous, media)
     pipe.send_bytes(str(worker.kv_budget_bytes()).encode())
     read_plan: Callable[[bytes], StepPlan] = msgspec.msgpack.Decoder(StepPlan).decode
     try:

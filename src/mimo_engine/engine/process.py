@@ -16,9 +16,11 @@ import os
 import pkgutil
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn, Protocol
 
@@ -28,6 +30,12 @@ import zmq.asyncio
 from tqdm import tqdm
 
 from mimo_engine.config.engine import EngineConfig
+from mimo_engine.engine.features import (
+    FeatureReceiver,
+    FeatureSender,
+    feature_channel,
+    raise_file_limit,
+)
 from mimo_engine.errors import ContextLengthError, MimoError, QueueFullError, RequestError
 from mimo_engine.messages import (
     Abort,
@@ -40,6 +48,7 @@ from mimo_engine.messages import (
     StepOutputs,
     TokenOutput,
 )
+from mimo_engine.multimodal.shared_arrays import SharedArrays
 from mimo_engine.utils.logging import setup_logging
 
 __all__ = ["Core", "EngineProcess"]
@@ -56,7 +65,7 @@ class Core(Protocol):
 
     @property
     def has_work(self) -> bool: ...
-    def add(self, request: NewRequest) -> None: ...
+    def add(self, request: NewRequest, features: Sequence[SharedArrays] = ()) -> None: ...
     def abort(self, request_id: str) -> bool: ...
     def step(self) -> list[TokenOutput]: ...
     def stats(self) -> EngineStats: ...
@@ -77,10 +86,15 @@ class EngineProcess:
         # No limits: neither end may ever wait for the other to read.
         self._socket.set_hwm(0)
         self._socket.bind(_address(self._directory.name))
+        ours, theirs = feature_channel()
+        self._features = FeatureSender(ours)
         self._process = multiprocessing.get_context("spawn").Process(
-            target=_run_engine, args=(build, config, self._directory.name), name="mimo-engine"
+            target=_run_engine,
+            args=(build, config, self._directory.name, theirs),
+            name="mimo-engine",
         )
         self._process.start()
+        theirs.close()
         # Not a daemon, which could have no processes of its own for further ranks; so an
         # interpreter that exits without stop() would wait for it.
         atexit.register(self._process.kill)
@@ -95,8 +109,11 @@ class EngineProcess:
         assert self._process.pid is not None
         return self._process.pid
 
-    def send(self, message: EngineRequest) -> None:
-        """Queue a message. Lost when the process has ended, which `receive` then reports."""
+    def send(self, message: EngineRequest, features: Sequence[SharedArrays] = ()) -> None:
+        """Queue a message, and the features of its media. Lost when the process has ended, which
+        `receive` then reports."""
+        if features and isinstance(message, NewRequest):
+            self._features.send(message.request_id, features)
         self._socket.send(self._encoder.encode(message))
 
     async def receive(self) -> EngineReply | None:
@@ -115,6 +132,7 @@ class EngineProcess:
             self._process.kill()
             await asyncio.to_thread(self._process.join)
         atexit.unregister(self._process.kill)
+        self._features.close()
         self._socket.close(linger=0)
         self._directory.cleanup()
         return _describe_exit(self._process.exitcode)
@@ -130,31 +148,33 @@ def _address(directory: str) -> str:
     return f"ipc://{directory}/engine"
 
 
-def _run_engine(build: str, config: EngineConfig, directory: str) -> None:
+def _run_engine(build: str, config: EngineConfig, directory: str, features: socket.socket) -> None:
     """The child, from its first line to its last. Exits with 1 on any failure."""
     setup_logging()
+    raise_file_limit()
     # tqdm's own lock is a semaphore of the system, which a process that is killed leaves behind.
     tqdm.set_lock(threading.RLock())
     # Ctrl-C reaches the whole process group; the parent decides when the engine ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _exit_on_signal)
     threading.Thread(target=_end_with_parent, args=(directory,), daemon=True).start()
-    with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
-        socket.set_hwm(0)
-        socket.linger = 1000
-        socket.connect(_address(directory))
+    receiver = FeatureReceiver(features)
+    with zmq.Context() as context, context.socket(zmq.PAIR) as messages:
+        messages.set_hwm(0)
+        messages.linger = 1000
+        messages.connect(_address(directory))
         try:
             core: Core = pkgutil.resolve_name(build)(config)
             try:
-                socket.send(msgspec.msgpack.encode(core.info()))
-                _loop(core, socket)
+                messages.send(msgspec.msgpack.encode(core.info()))
+                _loop(core, messages, receiver)
             finally:
                 core.close()
         except MimoError as error:
-            _fail(socket, str(error))
+            _fail(messages, str(error))
         except Exception as error:
             logger.exception("the engine failed")
-            _fail(socket, f"{type(error).__name__}: {error}")
+            _fail(messages, f"{type(error).__name__}: {error}")
 
 
 def _exit_on_signal(_number: int, _frame: FrameType | None) -> NoReturn:
@@ -171,42 +191,45 @@ def _end_with_parent(directory: str) -> None:
     os._exit(1)
 
 
-def _fail(socket: zmq.Socket[bytes], message: str) -> NoReturn:
-    socket.send(msgspec.msgpack.encode(EngineFailed(message=message)))
+def _fail(messages: zmq.Socket[bytes], message: str) -> NoReturn:
+    messages.send(msgspec.msgpack.encode(EngineFailed(message=message)))
     sys.exit(1)
 
 
-def _loop(core: Core, socket: zmq.Socket[bytes]) -> NoReturn:
+def _loop(core: Core, messages: zmq.Socket[bytes], features: FeatureReceiver) -> NoReturn:
     """Take what came, run a step, say what it did; wait only when there is nothing to run."""
     encoder = msgspec.msgpack.Encoder()
     decoder = msgspec.msgpack.Decoder(EngineRequest)
     while True:
-        outputs = _take_messages(core, socket, decoder)
+        outputs = _take_messages(core, messages, decoder, features)
         if core.has_work:
             outputs += core.step()
-        socket.send(encoder.encode(StepOutputs(outputs=outputs, stats=core.stats())))
+        messages.send(encoder.encode(StepOutputs(outputs=outputs, stats=core.stats())))
 
 
 def _take_messages(
-    core: Core, socket: zmq.Socket[bytes], decoder: msgspec.msgpack.Decoder[EngineRequest]
+    core: Core,
+    messages: zmq.Socket[bytes],
+    decoder: msgspec.msgpack.Decoder[EngineRequest],
+    features: FeatureReceiver,
 ) -> list[TokenOutput]:
     """Apply every message that waits, the first of them awaited when idle. Returns refusals."""
     refusals: list[TokenOutput] = []
     flags = zmq.NOBLOCK if core.has_work else zmq.Flag(0)
     while True:
         try:
-            message = decoder.decode(socket.recv(flags))
+            message = decoder.decode(messages.recv(flags))
         except zmq.Again:
             return refusals
         flags = zmq.NOBLOCK
         match message:
             case Abort(request_id=request_id):
                 core.abort(request_id)
-            case NewRequest():
+            case NewRequest(request_id=request_id, media=media):
                 try:
-                    core.add(message)
+                    core.add(message, features.take(request_id, media))
                 except (RequestError, QueueFullError) as error:
-                    refusals.append(_refusal(message.request_id, error))
+                    refusals.append(_refusal(request_id, error))
 
 
 def _refusal(request_id: str, error: RequestError | QueueFullError) -> TokenOutput:

@@ -14,7 +14,7 @@ import torch
 from mimo_engine.config.model import AttentionKind
 from mimo_engine.kernels.attention import AttentionGroup, packed_groups
 
-__all__ = ["ForwardBatch", "LayerCache", "packed_batch"]
+__all__ = ["ForwardBatch", "LayerCache", "MediaRows", "packed_batch"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +23,16 @@ class LayerCache:
 
     k: torch.Tensor
     v: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MediaRows:
+    """Rows of the batch whose embeddings come from the towers, not from the table."""
+
+    rows: torch.Tensor
+    """[M] int64 batch rows, distinct."""
+    embeddings: torch.Tensor
+    """[M, H]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +50,7 @@ class ForwardBatch:
     """[N] int64 pool slots of the rows' own K and V, by attention kind."""
     caches: Sequence[LayerCache] | None = None
     """One a layer."""
+    media: MediaRows | None = None
 
 
 def packed_batch(sequences: Sequence[Sequence[int]], device: str = "cpu") -> ForwardBatch:

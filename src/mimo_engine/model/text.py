@@ -1,6 +1,6 @@
 """The text model, top to bottom: embedding, hybrid decoder layers, final norm, head.
 
-    x = embed(tokens)
+    x = embed(tokens), and rows of the towers where media stand
     for each layer:  x += attention(norm(x));  x += mlp(norm(x))
     hidden = norm(x);  logits = head(hidden)
 
@@ -114,6 +114,8 @@ class TextModel(nn.Module):
             for kind, parameters in self._rope.items()
         }
         x = self.embed_tokens(batch.token_ids)
+        if batch.media is not None:
+            x = x.index_copy(0, batch.media.rows, batch.media.embeddings.to(x.dtype))
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, DecoderLayer)
             cache = None if batch.caches is None else batch.caches[index]

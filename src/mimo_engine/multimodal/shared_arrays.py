@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import weakref
 from collections.abc import Sequence
 from hashlib import blake2b
 
@@ -26,21 +27,24 @@ FEATURE_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.uint1
 class SharedArrays:
     """Arrays of one memory file. The arrays stay valid after `close`, as long as they are held."""
 
-    def __init__(self) -> None:
-        self._fd = os.memfd_create("mimo-engine-features", os.MFD_CLOEXEC)
-        self._num_bytes = 0
+    def __init__(self, fd: int | None = None) -> None:
+        """A new file, or `fd`, which is taken over."""
+        if fd is None:
+            fd = os.memfd_create("mimo-engine-features", os.MFD_CLOEXEC)
+        self._fd = fd
+        self._num_bytes = os.fstat(fd).st_size
         self.arrays: list[np.ndarray] = []
         self.specs: list[ArraySpec] = []
+        # Whoever drops the object without `close` (a failed request, say) must not leak it.
+        self._close = weakref.finalize(self, os.close, fd)
 
     @classmethod
     def from_fd(cls, fd: int, specs: Sequence[ArraySpec]) -> SharedArrays:
         """Map what another process made; takes over `fd`. ValueError: the file is too short."""
-        shared = cls.__new__(cls)
-        shared._fd = fd
-        shared._num_bytes = os.fstat(fd).st_size
+        shared = cls(fd)
         shared.specs = list(specs)
         # One mapping for all: Python keeps a descriptor open for each.
-        memory = mmap.mmap(fd, shared._num_bytes) if shared._num_bytes else b""
+        memory = mmap.mmap(fd, shared.num_bytes) if shared.num_bytes else b""
         shared.arrays = [_view(memory, spec, spec.offset) for spec in specs]
         return shared
 
@@ -61,6 +65,9 @@ class SharedArrays:
         return array
 
     def fileno(self) -> int:
+        """The descriptor; ValueError after `close`."""
+        if not self._close.alive:
+            raise ValueError("the memory file is closed")
         return self._fd
 
     def content_hash(self, *what: object) -> bytes:
@@ -73,9 +80,7 @@ class SharedArrays:
 
     def close(self) -> None:
         """Let go of the descriptor. Twice does no harm."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._close()
 
 
 def _view(memory: mmap.mmap | bytes, spec: ArraySpec, offset: int) -> np.ndarray:

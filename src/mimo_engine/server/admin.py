@@ -8,7 +8,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from mimo_engine.errors import EngineUnavailableError
-from mimo_engine.server.chat import conversation_text
+from mimo_engine.server.chat import conversation_prompt
 from mimo_engine.server.chat_schemas import TokenizeRequest
 from mimo_engine.server.generation import ServerContext
 from mimo_engine.server.responses import ModelCard
@@ -45,7 +45,7 @@ def admin_router(context: ServerContext) -> APIRouter:
     @router.post("/v1/tokenize")
     async def tokenize(body: TokenizeRequest) -> Response:
         context.check_model(body.model)
-        tokens = await asyncio.to_thread(_tokenize, body, context)
+        tokens = await _tokenize(body, context)
         return json_response(
             {
                 "tokens": tokens,
@@ -74,7 +74,9 @@ def _card(context: ServerContext) -> ModelCard:
     )
 
 
-def _tokenize(body: TokenizeRequest, context: ServerContext) -> list[int]:
+async def _tokenize(body: TokenizeRequest, context: ServerContext) -> list[int]:
     if body.prompt is None:
-        return context.tokenizer.encode(conversation_text(body, context))
-    return context.tokenizer.encode(body.prompt, add_special_tokens=body.add_special_tokens)
+        return (await conversation_prompt(body, context)).token_ids
+    return await asyncio.to_thread(
+        context.tokenizer.encode, body.prompt, add_special_tokens=body.add_special_tokens
+    )

@@ -10,7 +10,9 @@ from mimo_engine.chat.template import ChatTemplate
 from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.config.engine import ThinkingConfig
 from mimo_engine.config.generation import SamplingDefaults
+from mimo_engine.config.media_settings import MediaLimits
 from mimo_engine.engine.client import AsyncEngineClient
+from mimo_engine.multimodal.processor import MediaProcessor
 from mimo_engine.server.admin import admin_router
 from mimo_engine.server.chat import chat_router
 from mimo_engine.server.completions import completions_router
@@ -30,10 +32,12 @@ def create_app(
     model_name: str,
     defaults: SamplingDefaults,
     thinking: ThinkingConfig | None = None,
+    media: MediaProcessor | None = None,
 ) -> FastAPI:
     """The routes over a started `client`, which the caller closes after the server has ended.
 
     `template` None: a base model, without chat. `defaults` and `thinking`: of chat requests.
+    `media`: which the caller closes too; None: text alone.
     """
     context = ServerContext(
         client=client,
@@ -42,6 +46,7 @@ def create_app(
         model_name=model_name,
         defaults=defaults,
         thinking=thinking or ThinkingConfig(),
+        media=media or MediaProcessor(None, tokenizer, MediaLimits()),
         check_grammar=GrammarCheck(tokenizer),
         metrics=Metrics(client),
         created=int(time.time()),

@@ -23,6 +23,7 @@ from mimo_engine.config.sampling import GrammarSpec, SamplingParams, ThinkingSpe
 from mimo_engine.errors import RequestError
 from mimo_engine.grammar.tool_grammar import tool_grammar
 from mimo_engine.messages import TokenLogprobs
+from mimo_engine.multimodal.processor import MultimodalProcessorOutput
 from mimo_engine.server.answer import Answer, ThoughtCounter
 from mimo_engine.server.chat_schemas import ChatRequest, Conversation
 from mimo_engine.server.generation import Generation, ServerContext, Update
@@ -40,7 +41,7 @@ from mimo_engine.server.responses import (
 )
 from mimo_engine.server.stream import json_response, stream_events, while_connected
 
-__all__ = ["chat_router", "conversation_text"]
+__all__ = ["chat_router", "conversation_prompt"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,11 +52,15 @@ def chat_router(context: ServerContext) -> APIRouter:
     @router.post("/v1/chat/completions")
     async def create(body: ChatRequest, request: Request) -> Response:
         context.check_model(body.model)
-        task = await asyncio.to_thread(_prepare, body, context)
+        # Media may take a while: nothing is fetched or decoded for a client that has gone.
+        prompt = await while_connected(request.receive, conversation_prompt(body, context))
+        task = _prepare(body, context, prompt)
         if task.params.grammar is not None:
             await context.check_grammar(task.grammar_field, task.params.grammar)
-        generation = Generation(context, [task.prompt], task.params)
-        renderer = _Renderer(body, task, generation, context)
+        generation = Generation(
+            context, [prompt.token_ids], task.params, media=prompt.media, features=prompt.features
+        )
+        renderer = _Renderer(body, task, generation, context, _media_tokens(prompt))
         if body.stream:
             return await stream_events(request, renderer.chunks())
         await while_connected(request.receive, renderer.run())
@@ -64,30 +69,31 @@ def chat_router(context: ServerContext) -> APIRouter:
     return router
 
 
-def conversation_text(body: Conversation, context: ServerContext) -> str:
-    """What the model reads. RequestError: no template, or messages that it cannot render."""
-    if context.template is None:
+async def conversation_prompt(
+    body: Conversation, context: ServerContext
+) -> MultimodalProcessorOutput:
+    """What the model reads. RequestError: no template, messages that it cannot render, or media
+    that cannot be had."""
+    template = context.template
+    if template is None:
         raise RequestError(
             "this model has no chat template: use /v1/completions, or start the server with "
             "--chat-template",
             param="messages",
         )
-    messages = normalise_messages(body.messages)
-    for message in messages:
-        for part in message["content"] if isinstance(message["content"], list) else ():
-            if part["type"] != "text":
-                raise RequestError(
-                    "Model only supports text input; received unsupported content type "
-                    f"{part['type']!r}",
-                    param="messages",
-                )
-    return context.template.render(
-        messages,
-        tools=[_without_nulls(tool) for tool in body.shown_tools()],
-        add_generation_prompt=body.add_generation_prompt is not False,
-        continue_final_message=bool(body.continue_final_message),
-        template_kwargs=body.template_kwargs(),
-    )
+    tools = [_without_nulls(tool) for tool in body.shown_tools()]
+    messages = await asyncio.to_thread(normalise_messages, body.messages)
+
+    def render(shown: Sequence[Mapping[str, Any]]) -> str:
+        return template.render(
+            shown,
+            tools=tools,
+            add_generation_prompt=body.add_generation_prompt is not False,
+            continue_final_message=bool(body.continue_final_message),
+            template_kwargs=body.template_kwargs(),
+        )
+
+    return await context.media.process_mm_data_async(messages, render=render)
 
 
 def _without_nulls(tool: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,7 +106,6 @@ def _without_nulls(tool: Mapping[str, Any]) -> dict[str, Any]:
 class _Task:
     """A request made ready."""
 
-    prompt: list[int]
     params: SamplingParams
     thinking: Thinking
     """How the output begins. What counts is what the model reads, not what the request says."""
@@ -112,9 +117,8 @@ class _Task:
     """The field that asked for params.grammar."""
 
 
-def _prepare(body: ChatRequest, context: ServerContext) -> _Task:
-    text = conversation_text(body, context)
-    thinking = thinking_after(text)
+def _prepare(body: ChatRequest, context: ServerContext, prompt: MultimodalProcessorOutput) -> _Task:
+    thinking = thinking_after(prompt.text)
     shown = body.shown_tools()
     field, grammar = body.format() or ("tool_choice", None)
     if grammar is not None and shown:
@@ -130,13 +134,23 @@ def _prepare(body: ChatRequest, context: ServerContext) -> _Task:
         thinking=_thinking_spec(thinking, body, context, grammar),
     )
     return _Task(
-        prompt=context.tokenizer.encode(text),
         params=params,
         thinking=thinking,
         parsed_thinking="plain" if is_plain else thinking,
         tools=tools,
         grammar_field=field,
     )
+
+
+def _media_tokens(prompt: MultimodalProcessorOutput) -> dict[str, int]:
+    """By their names in the usage; of a request without media, none."""
+    if not prompt.media:
+        return {}
+    return {
+        "image_tokens": prompt.num_image_tokens,
+        "video_tokens": prompt.num_video_tokens,
+        "audio_tokens": prompt.num_audio_tokens,
+    }
 
 
 def _thinking_spec(
@@ -164,9 +178,15 @@ class _Renderer:
     """One generation as a whole response or as chunks."""
 
     def __init__(
-        self, body: ChatRequest, task: _Task, generation: Generation, context: ServerContext
+        self,
+        body: ChatRequest,
+        task: _Task,
+        generation: Generation,
+        context: ServerContext,
+        media_tokens: Mapping[str, int],
     ) -> None:
         self._body = body
+        self._media_tokens = media_tokens
         self._generation = generation
         self._context = context
         self._id = f"chatcmpl-{uuid4().hex}"
@@ -259,7 +279,8 @@ class _Renderer:
         )
 
     def _usage(self) -> Usage:
-        return self._generation.usage(sum(thought.num_tokens for thought in self._thoughts))
+        reasoning_tokens = sum(thought.num_tokens for thought in self._thoughts)
+        return self._generation.usage(reasoning_tokens, self._media_tokens)
 
     def _logprobs(self, entries: Sequence[TokenLogprobs]) -> ChatLogprobs | None:
         if not self._body.logprobs:

@@ -8,7 +8,7 @@ request ends its engine requests.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from uuid import uuid4
 
@@ -23,7 +23,9 @@ from mimo_engine.config.generation import SamplingDefaults
 from mimo_engine.config.sampling import SamplingParams
 from mimo_engine.engine.client import AsyncEngineClient
 from mimo_engine.errors import ContextLengthError, MimoError, RequestError
-from mimo_engine.messages import NewRequest, TokenLogprobs, TokenOutput
+from mimo_engine.messages import MediaItem, NewRequest, TokenLogprobs, TokenOutput
+from mimo_engine.multimodal.processor import MediaProcessor
+from mimo_engine.multimodal.shared_arrays import SharedArrays
 from mimo_engine.server.errors import ModelNotFoundError
 from mimo_engine.server.grammars import GrammarCheck
 from mimo_engine.server.metrics import Metrics
@@ -44,6 +46,7 @@ class ServerContext:
     defaults: SamplingDefaults
     """Of chat requests."""
     thinking: ThinkingConfig
+    media: MediaProcessor
     check_grammar: GrammarCheck
     metrics: Metrics
     created: int
@@ -87,12 +90,16 @@ class Generation:
         prompts: Sequence[Sequence[int]],
         params: SamplingParams,
         *,
+        media: Sequence[MediaItem] = (),
+        features: Sequence[SharedArrays] = (),
         scores_prompt_only: bool = False,
     ) -> None:
+        """`media` and their `features` are the one prompt's, where there is one."""
         for prompt in prompts:
             _check_prompt(context, prompt, params)
         self._context = context
         self._n = params.n
+        self._features = features
         self._scores_prompt_only = scores_prompt_only
         """The engine makes at least one token; here it is dropped."""
         self._started_at = time.monotonic()
@@ -103,6 +110,7 @@ class Generation:
                     request_id=f"{stem}-{i}",
                     prompt_token_ids=list(prompts[i // params.n]),
                     params=_single(params, i % params.n),
+                    media=list(media),
                 ),
                 context.tokenizer,
             )
@@ -119,7 +127,10 @@ class Generation:
         requests = [choice.request for choice in self._choices.values()]
         unfinished = "abort"
         try:
-            with self._context.client.submit(requests) as stream:
+            # Handed over for good: this process keeps no features while the engine works.
+            features, self._features = self._features, ()
+            with self._context.client.submit(requests, features) as stream:
+                del features
                 self._context.metrics.prompt_tokens.inc(sum(self._prompt_lengths()))
                 async for output in stream:
                     update = self._take(output)
@@ -146,8 +157,11 @@ class Generation:
         """For the reader of an update: its choice has said enough."""
         self.outputs[index].finish_reason = "stop"
 
-    def usage(self, reasoning_tokens: int | None = None) -> Usage:
-        """A prompt counts once, however many answers it gets."""
+    def usage(
+        self, reasoning_tokens: int | None = None, media_tokens: Mapping[str, int] | None = None
+    ) -> Usage:
+        """A prompt counts once, however many answers it gets. media_tokens: of the prompt, by
+        their names in `PromptTokensDetails`."""
         prompt_tokens = sum(self._prompt_lengths())
         completion_tokens = sum(len(output.token_ids) for output in self.outputs)
         cached_tokens = sum(output.num_cached_tokens for output in self.outputs[:: self._n])
@@ -155,7 +169,7 @@ class Generation:
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
             total_tokens=prompt_tokens + completion_tokens,
-            prompt_tokens_details=PromptTokensDetails(cached_tokens),
+            prompt_tokens_details=PromptTokensDetails(cached_tokens, **(media_tokens or {})),
             reasoning_tokens=UNSET if reasoning_tokens is None else reasoning_tokens,
             completion_tokens_details=CompletionTokensDetails(reasoning_tokens)
             if reasoning_tokens

@@ -42,6 +42,11 @@ def finite(logprob: float) -> float:
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):
     cached_tokens: int
+    image_tokens: int | UnsetType = UNSET
+    """Of requests with media alone, as the next two."""
+    video_tokens: int | UnsetType = UNSET
+    audio_tokens: int | UnsetType = UNSET
+    """The sound of videos included."""
 
 
 class CompletionTokensDetails(msgspec.Struct, frozen=True):

@@ -17,8 +17,12 @@ from mimo_engine.chat.template import ChatTemplate
 from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.config.engine import EngineConfig, ServerConfig
 from mimo_engine.config.generation import read_sampling_defaults
+from mimo_engine.config.media import load_media_config
+from mimo_engine.config.model import load_model_config
 from mimo_engine.engine.client import AsyncEngineClient
+from mimo_engine.engine.features import raise_file_limit
 from mimo_engine.errors import ConfigError, MimoError
+from mimo_engine.multimodal.processor import MediaProcessor
 from mimo_engine.server.app import create_app
 
 __all__ = ["run_server"]
@@ -32,6 +36,7 @@ logger = logging.getLogger(__name__)
 def run_server(engine: EngineConfig, server: ServerConfig, build: str) -> int:
     """Serve until a signal. Returns the exit code: 1 when the engine could not start, and then
     no port was opened. `build` ("module:function") makes the engine, in its own process."""
+    raise_file_limit()
     try:
         return asyncio.run(_serve(engine, server, build))
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -54,6 +59,7 @@ async def _serve(engine: EngineConfig, server: ServerConfig, build: str) -> int:
         # connect before uvicorn listens.
         with _bound_socket(server) as sock:
             await client.start()
+            media = _media_processor(engine, server, tokenizer, client.info.feature_dtype)
             model_name = server.served_model_name or model_dir.resolve().name
             app = create_app(
                 client,
@@ -62,8 +68,12 @@ async def _serve(engine: EngineConfig, server: ServerConfig, build: str) -> int:
                 model_name=model_name,
                 defaults=defaults,
                 thinking=server.thinking,
+                media=media,
             )
-            await _Server(app).serve(sockets=[sock])
+            try:
+                await _Server(app).serve(sockets=[sock])
+            finally:
+                await media.close()
     except MimoError as error:
         logger.error("%s", error)
         return 1
@@ -113,6 +123,19 @@ def _chat_template(tokenizer: Tokenizer, server: ServerConfig) -> ChatTemplate |
     if source is None:
         return None
     return ChatTemplate(source, special_tokens=tokenizer.special_tokens)
+
+
+def _media_processor(
+    engine: EngineConfig, server: ServerConfig, tokenizer: Tokenizer, dtype: str | None
+) -> MediaProcessor:
+    """`dtype`: of features, None where the engine takes text alone."""
+    if dtype is None:
+        return MediaProcessor(None, tokenizer, server.media)
+    model_dir = Path(engine.model)
+    model = load_model_config(model_dir, ignore_keys=engine.settings.ignore_config_key)
+    media = load_media_config(model_dir, model.media, engine.media, hidden_size=model.hidden_size)
+    assert media is not None, "the engine has towers"
+    return MediaProcessor(media.processor, tokenizer, server.media, dtype=dtype)
 
 
 def _bound_socket(server: ServerConfig) -> socket.socket:

@@ -15,10 +15,21 @@ import torch
 from mimo_engine.config.model import AttentionKind
 from mimo_engine.config.sampling import SamplingParams
 from mimo_engine.kernels.attention import AttentionGroup
-from mimo_engine.model.batch import ForwardBatch, LayerCache
+from mimo_engine.messages import MediaItem
+from mimo_engine.model.batch import ForwardBatch, LayerCache, MediaRows
 from mimo_engine.scheduler.plan import Admission, PageRun, StepPlan, StepRow
 
-__all__ = ["SlotState", "StepInputs"]
+__all__ = ["MediaPiece", "SlotState", "StepInputs"]
+
+
+@dataclass(frozen=True, slots=True)
+class MediaPiece:
+    """Rows `first_row` ... of an encoded item, for consecutive rows of the batch."""
+
+    content_hash: bytes
+    first_row: int
+    num_rows: int
+    batch_row: int
 
 
 @dataclass(slots=True)
@@ -31,6 +42,7 @@ class SlotState:
     num_prompt_tokens: int
     token_ids: list[int] = field(default_factory=list)
     """Prompt and sampled tokens, in order."""
+    media: tuple[MediaItem, ...] = ()
 
 
 class StepInputs:
@@ -71,7 +83,33 @@ class StepInputs:
         if run.pages:
             self._tables[kind][slot, run.first : run.first + len(run.pages)] = run.pages
 
-    def batch(self, plan: StepPlan, caches: Sequence[LayerCache]) -> ForwardBatch:
+    def media_pieces(self, plan: StepPlan) -> list[MediaPiece]:
+        """What of the encoded media the batch of `plan.rows` reads, by batch row."""
+        pieces = []
+        batch_row = 0
+        for row in plan.rows:
+            end = row.start + row.num_tokens
+            state = self.state(row.slot)
+            # Media stand in prompts alone, so plain decoding looks at none.
+            for item in state.media if row.start < state.num_prompt_tokens else ():
+                for span in item.spans:
+                    first = max(row.start, span.start)
+                    count = min(end, span.start + span.num_tokens) - first
+                    if count > 0:
+                        pieces.append(
+                            MediaPiece(
+                                item.content_hash,
+                                span.first_row + first - span.start,
+                                count,
+                                batch_row + first - row.start,
+                            )
+                        )
+            batch_row += row.num_tokens
+        return sorted(pieces, key=lambda piece: piece.batch_row)
+
+    def batch(
+        self, plan: StepPlan, caches: Sequence[LayerCache], media: MediaRows | None = None
+    ) -> ForwardBatch:
         """The forward pass that `plan.rows` ask for, rows in the plan's order."""
         tokens: list[int] = []
         for row in plan.rows:
@@ -90,6 +128,7 @@ class StepInputs:
                 for kind in self._kinds
             },
             caches=caches,
+            media=media,
         )
 
     def _groups(self, kind: AttentionKind, rows: Sequence[StepRow]) -> list[AttentionGroup]:
@@ -140,4 +179,5 @@ def _new_state(admission: Admission) -> SlotState:
         stop_ids=admission.stop_ids,
         num_prompt_tokens=admission.num_prompt_tokens,
         token_ids=list(admission.token_ids),
+        media=admission.media,
     )

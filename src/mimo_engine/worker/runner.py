@@ -13,13 +13,14 @@ import torch
 
 from mimo_engine.distributed.groups import Comm
 from mimo_engine.messages import TokenLogprobs
-from mimo_engine.model.batch import LayerCache
+from mimo_engine.model.batch import LayerCache, MediaRows
 from mimo_engine.model.text import TextModel
 from mimo_engine.sampling.logprobs import LogprobRow, logprob_rows
 from mimo_engine.sampling.sampler import SamplingRow, TokenChoice, sample
 from mimo_engine.scheduler.plan import RowResult, StepPlan, StepResult, StepRow
 from mimo_engine.worker.inputs import StepInputs
 from mimo_engine.worker.masks import ConstraintTable, StepMasks
+from mimo_engine.worker.media import MediaEncoder
 
 __all__ = ["Runner"]
 
@@ -41,7 +42,10 @@ class _LogitRows:
 
 
 class Runner:
-    """Runs plans over a loaded model. `num_live_tokens`: ids from there on are never sampled."""
+    """Runs plans over a loaded model. `num_live_tokens`: ids from there on are never sampled.
+
+    media: rank 0's towers; None on other ranks, and where text alone is served.
+    """
 
     def __init__(
         self,
@@ -52,6 +56,7 @@ class Runner:
         *,
         num_live_tokens: int,
         comm: Comm,
+        media: MediaEncoder | None = None,
     ) -> None:
         self.model = model
         self.inputs = inputs
@@ -59,18 +64,24 @@ class Runner:
         self._constraints = constraints
         self._num_live_tokens = num_live_tokens
         self._comm = comm
+        self._media = media
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
         """Compute the plan's rows; K and V of every row are cached when this returns."""
+        encode_errors = self._see_to_media(plan)
         self.inputs.apply(plan)
         self._constraints.apply(plan.admissions)
+        if not plan.rows:
+            return StepResult(encode_errors=encode_errors)
         states = {row.slot: self.inputs.state(row.slot) for row in plan.rows if row.samples}
         started = self._constraints.start(states)
-        hidden = self.model(self.inputs.batch(plan, self.caches))
+        batch = self.inputs.batch(plan, self.caches, self._media_rows(plan))
+        hidden = self.model(batch)
         wanted = self._wanted_logits(plan.rows)
         if not wanted.rows:
-            return StepResult(rows=tuple(RowResult() for _ in plan.rows))
+            rows = tuple(RowResult() for _ in plan.rows)
+            return StepResult(rows=rows, encode_errors=encode_errors)
         rows = torch.tensor(wanted.rows, device=hidden.device)
         logits = self.model.logits(hidden[rows])[:, : self._num_live_tokens]
         is_broken = self._broken_rows(wanted, logits)
@@ -84,7 +95,27 @@ class Runner:
             else:
                 scores = self._prompt_logprobs(row, prompt, logits)
                 results.append(_row_result(choices.get(row.slot), scores))
-        return StepResult(rows=tuple(results))
+        return StepResult(rows=tuple(results), encode_errors=encode_errors)
+
+    def _see_to_media(self, plan: StepPlan) -> dict[bytes, str]:
+        if self._media is None:
+            return {}
+        self._media.forget(plan.forget)
+        return self._media.encode(plan.encode)
+
+    def _media_rows(self, plan: StepPlan) -> MediaRows | None:
+        """The encoded rows that the plan reads, on every rank."""
+        pieces = self.inputs.media_pieces(plan)
+        if not pieces:
+            return None
+        parameter = self.model.norm.weight
+        places = [range(piece.batch_row, piece.batch_row + piece.num_rows) for piece in pieces]
+        rows = torch.tensor([row for place in places for row in place], device=parameter.device)
+        if self._media is not None:
+            embeddings = self._media.read(pieces)
+        else:
+            embeddings = parameter.new_empty(len(rows), parameter.shape[0])
+        return MediaRows(rows=rows, embeddings=self._comm.broadcast(embeddings))
 
     def _broken_rows(self, wanted: _LogitRows, logits: torch.Tensor) -> list[bool]:
         """Per StepRow, whether any logit it needs is NaN or infinite."""

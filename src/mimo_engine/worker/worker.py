@@ -15,17 +15,23 @@ import torch
 from mimo_engine.cache.groups import CacheLayout
 from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.checkpoint.load import load_checkpoint
+from mimo_engine.checkpoint.towers import load_towers
 from mimo_engine.config.engine import GIB, CacheConfig, EngineConfig
+from mimo_engine.config.media import MediaConfig
 from mimo_engine.config.model import AttentionKind, ModelConfig
 from mimo_engine.distributed.groups import Comm
 from mimo_engine.distributed.plan import ParallelPlan
 from mimo_engine.errors import ConfigError
 from mimo_engine.grammar.library import GrammarCompiler
+from mimo_engine.model.audio_encoder import MiMoAudioEncoder
+from mimo_engine.model.audio_tokenizer import MiMoAudioTokenizer
 from mimo_engine.model.text import TextModel
+from mimo_engine.model.vision import MiMoVisionTransformer
 from mimo_engine.scheduler.plan import StepPlan, StepResult
 from mimo_engine.worker.inputs import StepInputs
 from mimo_engine.worker.kv_pools import allocate_pools
 from mimo_engine.worker.masks import ConstraintTable
+from mimo_engine.worker.media import MediaEncoder, Towers
 from mimo_engine.worker.runner import Runner
 
 __all__ = ["Worker", "resolve_device", "resolve_dtype"]
@@ -62,6 +68,7 @@ class Worker:
         plan: ParallelPlan,
         comm: Comm,
         num_live_tokens: int,
+        media: MediaConfig | None = None,
     ) -> None:
         self._config = config
         self._model_config = model_config
@@ -79,12 +86,38 @@ class Worker:
             # On a CPU a decode a step would cost more than the matmul: decode once, at load.
             keep_quantised=self.device.type != "cpu",
             qkv_layout=config.settings.qkv_layout,
+            media=media,
             progress=plan.tp_rank == 0,
         )
         self.model = TextModel.from_weights(model_config, weights, plan, comm)
         # Rank 0 chooses the tokens, so it alone needs grammars.
         self._compiler = _grammar_compiler(config, model_config) if plan.tp_rank == 0 else None
+        # Rank 0 encodes media for all, and alone has the towers.
+        self._media_config = media if plan.tp_rank == 0 else None
+        self.media = None if self._media_config is None else self._load_towers(self._media_config)
         self.runner: Runner | None = None
+
+    def _load_towers(self, media: MediaConfig) -> MediaEncoder:
+        weights = load_towers(
+            Path(self._config.model),
+            media,
+            dtype=self.dtype,
+            device=self.device,
+            progress=True,
+        )
+        towers = Towers(
+            vision=MiMoVisionTransformer.from_weights(media.vision, weights.vision),
+            audio_tokenizer=MiMoAudioTokenizer.from_weights(
+                media.audio_tokenizer, weights.audio_tokenizer
+            ),
+            audio_encoder=MiMoAudioEncoder.from_weights(media.audio, weights.audio_encoder),
+        )
+        return MediaEncoder(
+            towers,
+            hidden_size=self._model_config.hidden_size,
+            dtype=self.dtype,
+            device=self.device,
+        )
 
     @property
     def kv_heads(self) -> dict[AttentionKind, int]:
@@ -111,6 +144,8 @@ class Worker:
         row_bytes = 4 * (8 * model.hidden_size + 4 * widest)
         activations = scheduler.max_num_batched_tokens * row_bytes
         activations += 4 * scheduler.max_num_seqs * model.vocab_size * 4
+        if self._media_config is not None:
+            activations += self._tower_bytes(self._media_config)
         budget = int(total * cache.gpu_memory_share) - (total - free) - activations - GIB // 2
         if budget <= 0:
             raise ConfigError(
@@ -120,6 +155,17 @@ class Worker:
                 "--max-num-batched-tokens"
             )
         return budget
+
+    def _tower_bytes(self, media: MediaConfig) -> int:
+        """What the vision tower's activations take at most in one step; the audio tower's take
+        less, a minute at a time."""
+        processor, vision = media.processor, media.vision
+        pixels = max(processor.image_max_pixels, processor.video_max_pixels)
+        patches = max(
+            pixels // processor.patch_size**2,
+            self._config.encoder.max_encoder_tokens * vision.merge_unit,
+        )
+        return patches * 4 * (3 * vision.intermediate_size + 8 * vision.hidden_size)
 
     def allocate(self, layout: CacheLayout, *, max_model_len: int) -> None:
         """Make the pools and the page tables for `layout`."""
@@ -144,6 +190,7 @@ class Worker:
             ConstraintTable(self._compiler, num_tokens=self._num_live_tokens),
             num_live_tokens=self._num_live_tokens,
             comm=self._comm,
+            media=self.media,
         )
 
     def run(self, plan: StepPlan) -> StepResult:

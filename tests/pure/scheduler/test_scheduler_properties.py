@@ -119,9 +119,13 @@ class Worker:
                 self.verify(self.slots[row.slot], query, query + 1)
         return StepResult(rows=tuple(self.result(row) for row in plan.rows))
 
+    def digests(self, slot: Slot) -> list[int]:
+        """What each position should hold."""
+        return digests_of(slot.token_ids)
+
     def verify(self, slot: Slot, query: int, end: int) -> None:
         """Positions before `end` that a query at position `query` sees hold what they should."""
-        digests = digests_of(slot.token_ids[:end])
+        digests = self.digests(slot)[:end]
         window = self.setup.window
         first_visible = end if window is None else max(0, query - window + 1)
         for position in range(end):
@@ -132,7 +136,7 @@ class Worker:
                 assert self.sliding.get((slot.sliding[page], offset)) == digests[position]
 
     def write(self, slot: Slot, row: StepRow) -> None:
-        digests = digests_of(slot.token_ids)
+        digests = self.digests(slot)
         for position in range(row.start, row.start + row.num_tokens):
             page, offset = divmod(position, self.setup.page_size)
             if self.setup.num_full_pages:
@@ -156,7 +160,7 @@ class Worker:
             return RowResult(prompt_logprobs=prompt_logprobs)
         num_output = len(token_ids) - admission.num_prompt_tokens
         token_id = sample(
-            digests_of(token_ids)[-1],
+            self.digests(slot)[-1],
             admission.sample_seed,
             num_output,
             admission.params,
