@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from mimo_engine.checkpoint.towers import TowerWeights
 from mimo_engine.checkpoint.names import tower_tensor_name
 from mimo_engine.checkpoint.tower_params import (
     TowerParam,
@@ -23,6 +22,7 @@ from mimo_engine.checkpoint.tower_params import (
     audio_tokenizer_params,
     vision_params,
 )
+from mimo_engine.checkpoint.towers import TowerWeights
 from mimo_engine.config.audio import AUDIO_TOKENIZER_DIR
 from mimo_engine.config.media import MediaConfig
 

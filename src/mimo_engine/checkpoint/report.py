@@ -4,8 +4,8 @@ that a list can hold."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,14 @@ from mimo_engine.checkpoint.index import CheckpointIndex, TensorInfo, open_check
 from mimo_engine.checkpoint.load import scale_problem
 from mimo_engine.checkpoint.qkv_layout import QkvLayout
 from mimo_engine.checkpoint.verify import LoadPlan, count_mtp_layers, verify_headers
+from mimo_engine.checkpoint.verify_towers import (
+    TowerPlan,
+    TowerSource,
+    open_audio_tokenizer,
+    verify_audio_tokenizer,
+)
+from mimo_engine.config.audio import AUDIO_TOKENIZER_DIR
+from mimo_engine.config.media import MediaConfig
 from mimo_engine.config.model import ModelConfig
 from mimo_engine.distributed.plan import SINGLE_RANK
 from mimo_engine.errors import CheckpointError
@@ -46,7 +54,8 @@ class CheckpointReport:
     """split, or the row order of the fused tensors: chunked, plain, undecided."""
     num_mtp_layers: int
     formats: Mapping[str, Mapping[str, int]]
-    """Group of parameters (attention, dense, experts, other) -> stored format -> tensors."""
+    """Group of parameters (attention, dense, experts, other, and each tower) -> stored format ->
+    tensors."""
     ignored: Mapping[str, int]
     """Reason -> tensors."""
     problems: tuple[str, ...]
@@ -54,13 +63,26 @@ class CheckpointReport:
     tensors: tuple[TensorLine, ...]
 
 
-def inspect_checkpoint(
-    model_dir: Path, config: ModelConfig, *, qkv_layout: str = "auto", deep: bool = False
-) -> CheckpointReport:
-    """Compare the files with `config`, draft layers included.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _AudioTokenizer:
+    """Its files and what was found in them; nothing where they could not be read, or not wanted."""
 
-    deep: also read the data of all weights, for NaN, infinity and unusable scales.
-    Raises CheckpointError only when the headers cannot be read at all.
+    index: CheckpointIndex | None
+    plan: TowerPlan
+
+
+def inspect_checkpoint(
+    model_dir: Path,
+    config: ModelConfig,
+    *,
+    media: MediaConfig | None = None,
+    qkv_layout: str = "auto",
+    deep: bool = False,
+) -> CheckpointReport:
+    """Compare the files with `config`, draft layers included, and the towers with `media`.
+
+    media: None leaves the towers out. deep: also read the data of all weights, for NaN, infinity
+    and unusable scales. Raises CheckpointError only when the main headers cannot be read at all.
     """
     index = open_checkpoint(model_dir)
     problems: list[str] = []
@@ -70,22 +92,42 @@ def inspect_checkpoint(
         problems.append(str(error))
         num_mtp_layers = 0
     checked = verify_headers(
-        index, config, SINGLE_RANK, qkv_layout=qkv_layout, num_mtp_layers=num_mtp_layers
+        index,
+        config,
+        SINGLE_RANK,
+        media=media,
+        qkv_layout=qkv_layout,
+        num_mtp_layers=num_mtp_layers,
     )
-    problems += checked.problems
+    tokenizer = _audio_tokenizer(model_dir, media)
+    problems += checked.problems + tokenizer.plan.problems
     if deep:
         problems += _data_problems(index, checked)
+        problems += _tower_data_problems(index, checked.towers)
+        if tokenizer.index is not None:
+            problems += _tower_data_problems(tokenizer.index, tokenizer.plan.sources)
+    lines = (*_lines(index, checked), *_audio_tokenizer_lines(tokenizer))
     return CheckpointReport(
-        num_files=len({info.file for info in index.tensors.values()}),
-        num_tensors=len(index.tensors),
-        num_bytes=index.num_bytes,
+        num_files=len({line.file for line in lines}),
+        num_tensors=len(lines),
+        num_bytes=sum(line.nbytes for line in lines),
         projection=_projection(config, checked.qkv_layout),
         num_mtp_layers=num_mtp_layers,
-        formats=_formats(checked),
-        ignored=Counter(checked.ignored.values()),
+        formats=_formats(checked, tokenizer.plan),
+        ignored=Counter([*checked.ignored.values(), *tokenizer.plan.ignored.values()]),
         problems=tuple(problems),
-        tensors=_lines(index, checked),
+        tensors=lines,
     )
+
+
+def _audio_tokenizer(model_dir: Path, media: MediaConfig | None) -> _AudioTokenizer:
+    if media is None:
+        return _AudioTokenizer(index=None, plan=TowerPlan())
+    try:
+        index = open_audio_tokenizer(model_dir)
+    except CheckpointError as error:
+        return _AudioTokenizer(index=None, plan=TowerPlan(problems=[str(error)]))
+    return _AudioTokenizer(index=index, plan=verify_audio_tokenizer(index, media))
 
 
 def _projection(config: ModelConfig, layout: QkvLayout | None) -> str:
@@ -94,7 +136,7 @@ def _projection(config: ModelConfig, layout: QkvLayout | None) -> str:
     return "undecided" if layout is None else str(layout)
 
 
-def _formats(checked: LoadPlan) -> dict[str, dict[str, int]]:
+def _formats(checked: LoadPlan, tokenizer: TowerPlan) -> dict[str, dict[str, int]]:
     groups: dict[str, Counter[str]] = {}
     for source in checked.sources.values():
         parameter = source.placement.parameter
@@ -106,32 +148,53 @@ def _formats(checked: LoadPlan) -> dict[str, dict[str, int]]:
             group = "dense"
         else:
             group = "other"
-        stored = source.format
-        dtype = str(source.tensor.dtype).removeprefix("torch.")
-        name = dtype if stored is StoredFormat.PLAIN else str(stored)
+        plain = _dtype_name(source.tensor)
+        name = plain if source.format is StoredFormat.PLAIN else str(source.format)
         groups.setdefault(group, Counter())[name] += 1
+    for source in (*checked.towers.values(), *tokenizer.sources.values()):
+        groups.setdefault(str(source.param.tower), Counter())[_dtype_name(source.tensor)] += 1
     return {group: dict(counts) for group, counts in groups.items()}
 
 
-def _lines(index: CheckpointIndex, checked: LoadPlan) -> tuple[TensorLine, ...]:
+def _lines(index: CheckpointIndex, checked: LoadPlan) -> Iterator[TensorLine]:
     uses = {name: f"ignored: {reason}" for name, reason in checked.ignored.items()}
+    uses |= _tower_uses(checked.towers)
     for name, source in checked.sources.items():
         place = source.placement
         expert = "" if place.expert is None else f"[{place.expert}]"
         uses[name] = f"{place.parameter}{expert}{' ' if place.part.name else ''}{place.part.name}"
         if source.scales is not None:
             uses[source.scales.name] = f"scales of {name}"
-    return tuple(
-        TensorLine(
-            name=info.name,
-            file=info.file,
-            dtype=str(info.dtype).removeprefix("torch."),
-            shape=info.shape,
-            nbytes=info.nbytes,
-            use=uses.get(info.name, ""),
-        )
-        for info in index.tensors.values()
+    return (_line(info, uses.get(info.name, "")) for info in index.tensors.values())
+
+
+def _audio_tokenizer_lines(tokenizer: _AudioTokenizer) -> Iterator[TensorLine]:
+    if tokenizer.index is None:
+        return
+    uses = {name: f"ignored: {reason}" for name, reason in tokenizer.plan.ignored.items()}
+    uses |= _tower_uses(tokenizer.plan.sources)
+    for info in tokenizer.index.tensors.values():
+        line = _line(info, uses.get(info.name, ""))
+        yield replace(line, file=f"{AUDIO_TOKENIZER_DIR}/{line.file}")
+
+
+def _tower_uses(sources: Mapping[str, TowerSource]) -> dict[str, str]:
+    return {name: f"{s.param.name} of the {s.param.tower}" for name, s in sources.items()}
+
+
+def _line(info: TensorInfo, use: str) -> TensorLine:
+    return TensorLine(
+        name=info.name,
+        file=info.file,
+        dtype=_dtype_name(info),
+        shape=info.shape,
+        nbytes=info.nbytes,
+        use=use,
     )
+
+
+def _dtype_name(info: TensorInfo) -> str:
+    return str(info.dtype).removeprefix("torch.")
 
 
 def _data_problems(index: CheckpointIndex, checked: LoadPlan) -> list[str]:
@@ -141,13 +204,24 @@ def _data_problems(index: CheckpointIndex, checked: LoadPlan) -> list[str]:
             problem = scale_problem(source.scales.name, index.read(source.scales.name))
             if problem is not None:
                 problems.append(problem)
-        num_bad = _num_not_finite(index, source.tensor)
-        if num_bad:
-            problems.append(
-                f"tensor {source.tensor.name} has {num_bad} values that are NaN or infinite: the "
-                "file is damaged; download it again"
-            )
+        problems += _not_finite(index, [source.tensor])
     return problems
+
+
+def _tower_data_problems(
+    index: CheckpointIndex, sources: Mapping[str, TowerSource]
+) -> Iterator[str]:
+    return _not_finite(index, (source.tensor for source in sources.values()))
+
+
+def _not_finite(index: CheckpointIndex, tensors: Iterable[TensorInfo]) -> Iterator[str]:
+    for info in tensors:
+        num_bad = _num_not_finite(index, info)
+        if num_bad:
+            yield (
+                f"tensor {info.name} has {num_bad} values that are NaN or infinite: the file is "
+                "damaged; download it again"
+            )
 
 
 def _num_not_finite(index: CheckpointIndex, info: TensorInfo) -> int:

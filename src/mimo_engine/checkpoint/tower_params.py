@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from mimo_engine.config.audio import AudioEncoderConfig, AudioTokenizerConfig
+from mimo_engine.config.media import MediaConfig
 from mimo_engine.config.vision import MiMoVLVisionConfig
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "TowerParam",
     "audio_encoder_params",
     "audio_tokenizer_params",
+    "tower_params",
     "vision_params",
 ]
 
@@ -44,10 +46,14 @@ class TowerParam:
     is_codebook: bool = False
     """Held in float32 whatever the tower's dtype: distances to it choose the codes."""
 
-    @property
-    def is_norm(self) -> bool:
-        """Of a normalisation: a weight around one, or a bias."""
-        return "norm" in self.name or ".ln_q." in self.name
+
+def tower_params(media: MediaConfig) -> tuple[TowerParam, ...]:
+    """Of all towers."""
+    return (
+        *vision_params(media.vision),
+        *audio_encoder_params(media.audio),
+        *audio_tokenizer_params(media.audio_tokenizer),
+    )
 
 
 def vision_params(config: MiMoVLVisionConfig) -> tuple[TowerParam, ...]:

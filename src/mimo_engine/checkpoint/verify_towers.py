@@ -73,10 +73,11 @@ def verify_towers(index: CheckpointIndex, media: MediaConfig) -> TowerPlan:
     at. Does not raise: see `problems`."""
     params = (*vision_params(media.vision), *audio_encoder_params(media.audio))
     result = _matched(index, params, codebook_dtypes=())
+    wanted = {tower_tensor_name(param) for param in params}
     for name in index.tensors:
         tower = tower_of(name)
-        if tower is not None and name not in result.sources:
-            _add_leftover(result, name, tower)
+        if tower is not None and name not in wanted:
+            result.problems.append(_leftover(name, tower))
     return result
 
 
@@ -97,14 +98,15 @@ def verify_audio_tokenizer(index: CheckpointIndex, media: MediaConfig) -> TowerP
     # A codebook that is rounded at load anyway may as well be stored so.
     rounded = (torch.bfloat16,) if media.audio_tokenizer.bf16_tables else ()
     result = _matched(index, params, codebook_dtypes=(torch.float32, *rounded))
+    wanted = {tower_tensor_name(param) for param in params}
     for name in index.tensors:
-        if name in result.sources:
+        if name in wanted:
             continue
         reason = next((i.reason for i in IGNORED_AUDIO_TOKENIZER if i.pattern.fullmatch(name)), "")
         if reason:
             result.ignored[name] = reason
         else:
-            _add_leftover(result, name, Tower.AUDIO_TOKENIZER)
+            result.problems.append(_leftover(name, Tower.AUDIO_TOKENIZER))
     return result
 
 
@@ -114,23 +116,23 @@ def _matched(
     *,
     codebook_dtypes: tuple[torch.dtype, ...],
 ) -> TowerPlan:
-    """Every parameter with its tensor. One that does not fit is a source as well as a problem, so
-    that it is not reported a second time as one that fills nothing."""
+    """Every parameter with its tensor, or what is wrong with that."""
     result = TowerPlan()
     for param in params:
         name = tower_tensor_name(param)
         info = index.tensors.get(name)
         if info is None:
-            result.problems.append(
-                f"tensor {_where(name, param.tower)} is missing, which "
-                f"{_DESCRIBED_IN[param.tower]} calls for: {AGAIN}, or pass --text-only"
+            problem = (
+                f"missing, which {_DESCRIBED_IN[param.tower]} calls for: {AGAIN}, or pass "
+                "--text-only"
             )
-            continue
-        result.sources[name] = TowerSource(tensor=info, param=param)
-        allowed = codebook_dtypes if param.is_codebook else _FLOATS
-        problem = _shape_problem(info, param) or _dtype_problem(info, param, allowed)
+        else:
+            allowed = codebook_dtypes if param.is_codebook else _FLOATS
+            problem = _shape_problem(info, param) or _dtype_problem(info, param, allowed)
         if problem:
             result.problems.append(f"tensor {_where(name, param.tower)} is {problem}")
+        elif info is not None:
+            result.sources[name] = TowerSource(tensor=info, param=param)
     return result
 
 
@@ -161,8 +163,8 @@ def _dtype_problem(info: TensorInfo, param: TowerParam, allowed: tuple[torch.dty
     return f"{info.dtype}, but towers are never quantised: {AGAIN}"
 
 
-def _add_leftover(result: TowerPlan, name: str, tower: Tower) -> None:
-    """Report a tensor that fills nothing."""
+def _leftover(name: str, tower: Tower) -> str:
+    """The problem of a tensor that fills nothing."""
     if name.endswith((FP8_SCALE_SUFFIX, MXFP4_SCALE_SUFFIX)):
         why = f"is a scale, but towers are never quantised: {AGAIN}"
     else:
@@ -170,4 +172,4 @@ def _add_leftover(result: TowerPlan, name: str, tower: Tower) -> None:
             f"is no tensor of the {tower} that {_DESCRIBED_IN[tower]} describes: restore the "
             "official one, or remove the tensor"
         )
-    result.problems.append(f"tensor {_where(name, tower)} {why}")
+    return f"tensor {_where(name, tower)} {why}"

@@ -3,21 +3,24 @@
 The parameters and their cuts are those that the loader fills, and the pages those that the engine
 would allocate, so these numbers cannot drift from what is served. What is approximate: the stored
 format of a tensor (the files decide tensor by tensor; here it is what the family's releases do) and
-the count of FP8 scales (one for every 128 x 128 block of a canonical tensor).
+the count of FP8 scales (one for every 128 x 128 block of a canonical tensor). Towers are exact.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mimo_engine.cache.groups import CacheLayout, kv_groups, max_window_pages, plan_cache
 from mimo_engine.checkpoint.params import ParamSpec, Storage, parameter_specs
+from mimo_engine.checkpoint.tower_params import TowerParam
 from mimo_engine.config.engine import CacheConfig, SchedulerConfig
 from mimo_engine.config.model import AttentionKind, ModelConfig
 from mimo_engine.distributed.plan import ParallelPlan
 
-__all__ = ["KVCost", "WeightGroup", "kv_cost", "layout_for", "weight_groups"]
+__all__ = ["KVCost", "WeightGroup", "kv_cost", "layout_for", "tower_groups", "weight_groups"]
 
 # The first substring that a parameter's name has decides its group.
 _GROUPS = (
@@ -32,6 +35,8 @@ _GROUPS = (
     ("", "norms, sinks"),
 )
 
+_PLAIN = {2: "bf16", 4: "fp32"}
+_PLAIN_BYTES = {"bf16": 2, "fp32": 4}
 _FP8_BLOCK = 128
 _MXFP4_GROUP = 32
 _FP8_SCALE_BYTES = 4
@@ -74,24 +79,46 @@ def weight_groups(
     dtype_bytes is the size of the model's dtype; decoded: quantised weights are held in that dtype,
     as on a CPU, and not as stored.
     """
-    parameters: dict[str, int] = {}
-    bytes_by_format: dict[str, dict[str, int]] = {}
+    sums = _Sums()
     for name, spec in parameter_specs(config, plan, num_mtp_layers=num_mtp_layers).items():
         group = next(group for part, group in _GROUPS if part in name)
         held_as = _format(config, name, spec, dtype_bytes=dtype_bytes, decoded=decoded)
-        parameters[group] = parameters.get(group, 0) + math.prod(spec.shape)
-        sizes = bytes_by_format.setdefault(group, {})
-        sizes[held_as] = sizes.get(held_as, 0) + _num_bytes(spec, held_as)
-    groups = [
-        WeightGroup(
-            name=group,
-            formats=tuple(sorted(sizes, key=lambda held_as: -sizes[held_as])),
-            num_parameters=parameters[group],
-            num_bytes=sum(sizes.values()),
-        )
-        for group, sizes in bytes_by_format.items()
-    ]
-    return sorted(groups, key=lambda group: -group.num_bytes)
+        sums.add(group, held_as, math.prod(spec.shape), _num_bytes(spec, held_as))
+    return sums.groups()
+
+
+def tower_groups(params: Iterable[TowerParam], *, dtype_bytes: int) -> list[WeightGroup]:
+    """What rank 0 holds of the towers, most bytes first; the other ranks hold nothing of them."""
+    sums = _Sums()
+    for param in params:
+        held_as = "fp32" if param.is_codebook else _PLAIN[dtype_bytes]
+        size = math.prod(param.shape)
+        sums.add(param.tower, held_as, size, size * _PLAIN_BYTES[held_as])
+    return sums.groups()
+
+
+class _Sums:
+    """Parameters and bytes by group and format, while they are added up."""
+
+    def __init__(self) -> None:
+        self._parameters: Counter[str] = Counter()
+        self._bytes: dict[str, Counter[str]] = {}
+
+    def add(self, group: str, held_as: str, num_parameters: int, num_bytes: int) -> None:
+        self._parameters[group] += num_parameters
+        self._bytes.setdefault(group, Counter())[held_as] += num_bytes
+
+    def groups(self) -> list[WeightGroup]:
+        groups = [
+            WeightGroup(
+                name=group,
+                formats=tuple(held_as for held_as, _ in sizes.most_common()),
+                num_parameters=self._parameters[group],
+                num_bytes=sizes.total(),
+            )
+            for group, sizes in self._bytes.items()
+        ]
+        return sorted(groups, key=lambda group: -group.num_bytes)
 
 
 def kv_cost(config: ModelConfig, plan: ParallelPlan, *, dtype_bytes: int, page_size: int) -> KVCost:
@@ -136,7 +163,7 @@ def _format(
 ) -> str:
     if spec.storage in (Storage.FLOAT32, Storage.FLOAT32_ONLY):
         return "fp32"
-    plain = {2: "bf16", 4: "fp32"}[dtype_bytes]
+    plain = _PLAIN[dtype_bytes]
     if spec.storage is Storage.PLAIN or config.quantization is None or decoded:
         return plain
     if name.endswith(".o_proj.weight"):  # no release of the family quantises it
@@ -149,7 +176,7 @@ def _num_bytes(spec: ParamSpec, held_as: str) -> int:
     if held_as == "mxfp4":
         return size // 2 + size // _MXFP4_GROUP
     if held_as != "fp8":
-        return size * {"bf16": 2, "fp32": 4}[held_as]
+        return size * _PLAIN_BYTES[held_as]
     scale_rows = sum(-(-part.local_shape[0] // _FP8_BLOCK) for part in spec.parts)
     scale_columns = -(-spec.shape[-1] // _FP8_BLOCK)
     scales = (spec.num_experts or 1) * scale_rows * scale_columns

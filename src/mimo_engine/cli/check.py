@@ -9,6 +9,8 @@ from tyro.conf import Positional
 
 from mimo_engine.checkpoint.report import CheckpointReport, inspect_checkpoint
 from mimo_engine.config.engine import ModelSettings
+from mimo_engine.config.media import load_media_config
+from mimo_engine.config.media_settings import MediaFacts
 from mimo_engine.config.model import load_model_config
 from mimo_engine.utils.hub import resolve_model
 
@@ -17,7 +19,8 @@ from mimo_engine.utils.hub import resolve_model
 class Command:
     """Compare a checkpoint's files with its config.json. Exits with 1 when they do not fit.
 
-    MODEL is a directory or a name on the hub. Reads headers only, unless --deep.
+    MODEL is a directory or a name on the hub. Reads headers only, unless --deep. With --text-only
+    the towers for images and sound are not looked at.
     """
 
     model: Positional[str]
@@ -27,6 +30,7 @@ class Command:
     deep: bool = False
     """Read all data too, for NaN, infinity and unusable scales."""
     settings: ModelSettings = field(default_factory=ModelSettings)
+    media: MediaFacts = field(default_factory=MediaFacts)
 
 
 def run(command: Command) -> int:
@@ -36,8 +40,17 @@ def run(command: Command) -> int:
         num_visible_tokens=command.settings.num_visible_tokens,
         ignore_keys=command.settings.ignore_config_key,
     )
+    media = None
+    if not command.media.text_only:
+        media = load_media_config(
+            model_dir, config.media, command.media, hidden_size=config.hidden_size
+        )
     report = inspect_checkpoint(
-        model_dir, config, qkv_layout=command.settings.qkv_layout, deep=command.deep
+        model_dir,
+        config,
+        media=media,
+        qkv_layout=command.settings.qkv_layout,
+        deep=command.deep,
     )
     if command.tensors:
         _print_tensors(report)

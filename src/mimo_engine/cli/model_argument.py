@@ -1,4 +1,4 @@
-"""MODEL, where only its config.json is wanted: a file, a directory, or a name on the hub."""
+"""MODEL, where only its configuration is wanted: config.json, a directory, or a name on the hub."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mimo_engine.config.model import ModelConfig
 from mimo_engine.errors import ConfigError
 from mimo_engine.utils.hub import resolve_model
 
-__all__ = ["num_mtp_layers", "read_config_json"]
+__all__ = ["num_mtp_layers", "read_beside_config", "read_config_json"]
 
 USUAL_MTP_LAYERS = 3
 """Every release has three, though few of their configs say so (mtp.md 5.1)."""
@@ -21,10 +21,25 @@ def read_config_json(model: str) -> dict[str, Any]:
     path = Path(model).expanduser()
     if not path.is_file():
         path = resolve_model(model, files=("config.json",)) / "config.json"
+    found = _read_object(path)
+    if found is None:
+        raise ConfigError(f"{path} does not exist: is this a checkpoint directory?")
+    return found
+
+
+def read_beside_config(model: str, name: str) -> dict[str, Any] | None:
+    """The JSON object in file `name` of the checkpoint; None where MODEL has no such file, or is a
+    config.json alone. Raises ConfigError."""
+    if Path(model).expanduser().is_file():
+        return None
+    return _read_object(resolve_model(model, files=(name,)) / name)
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist: is this a checkpoint directory?") from None
+        return None
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from error
     if not isinstance(raw, dict):

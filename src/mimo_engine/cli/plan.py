@@ -1,4 +1,4 @@
-"""`mimo-engine plan`: what fits on which GPUs. Reads config.json and no weights."""
+"""`mimo-engine plan`: what fits on which GPUs. Reads configurations and no weights."""
 
 from __future__ import annotations
 
@@ -8,10 +8,35 @@ from typing import Literal
 from tyro.conf import Positional
 
 from mimo_engine.cache.groups import CacheLayout
-from mimo_engine.cli.capacity import KVCost, WeightGroup, kv_cost, layout_for, weight_groups
-from mimo_engine.cli.model_argument import num_mtp_layers, read_config_json
+from mimo_engine.checkpoint.tower_params import (
+    TowerParam,
+    audio_encoder_params,
+    audio_tokenizer_params,
+    vision_params,
+)
+from mimo_engine.cli.capacity import (
+    KVCost,
+    WeightGroup,
+    kv_cost,
+    layout_for,
+    tower_groups,
+    weight_groups,
+)
+from mimo_engine.cli.model_argument import (
+    num_mtp_layers,
+    read_beside_config,
+    read_config_json,
+)
+from mimo_engine.cli.tower_files import RELEASED_AUDIO_TOKENIZER
+from mimo_engine.config.audio import (
+    AUDIO_TOKENIZER_DIR,
+    parse_audio_config,
+    parse_audio_tokenizer_config,
+)
 from mimo_engine.config.engine import GIB, CacheConfig, ModelSettings, SchedulerConfig
+from mimo_engine.config.media_settings import MediaFacts
 from mimo_engine.config.model import ModelConfig, parse_model_config
+from mimo_engine.config.vision import parse_vision_config
 from mimo_engine.distributed.plan import ParallelPlan
 from mimo_engine.errors import ConfigError
 
@@ -29,7 +54,7 @@ CPU_CACHE_BYTES = GIB
 class Command:
     """What fits: bytes of weights and KV cache a rank, and how many tokens the cache holds.
 
-    MODEL is a config.json, a checkpoint directory or a name on the hub, of which only config.json
+    MODEL is a config.json, a checkpoint directory or a name on the hub, of which only configuration
     is fetched. The flags of `serve` mean the same here. Exits with 1 when it does not fit.
     """
 
@@ -50,6 +75,7 @@ class Command:
     num_mtp_layers: int | None = None
     """Draft layers to count. Default: what config.json says, else 3."""
     settings: ModelSettings = field(default_factory=ModelSettings)
+    media: MediaFacts = field(default_factory=MediaFacts)
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
 
@@ -99,11 +125,13 @@ def run(command: Command) -> int:
         decoded=command.device == "cpu",
         num_mtp_layers=num_mtp_layers(command.num_mtp_layers, config),
     )
+    towers = tower_groups(_tower_params(config, command), dtype_bytes=command.dtype_bytes)
     cost = kv_cost(config, plan, dtype_bytes=command.dtype_bytes, page_size=command.cache.page_size)
     _print_model(config, command)
-    _print_weights(weights, command.tp_size)
+    _print_weights(weights, towers, command.tp_size)
     _print_kv(cost, config, command)
-    budget_bytes = _cache_budget(command, sum(group.num_bytes for group in weights))
+    # Every rank has as many pages as the fullest, which is rank 0.
+    budget_bytes = _cache_budget(command, _sum([*weights, *towers]).num_bytes)
     if budget_bytes is None:
         print("\nPass --gpu or --gpu-gib to see how many tokens fit.")
         return 0
@@ -120,6 +148,20 @@ def run(command: Command) -> int:
     )
     _print_layout(layout, budget_bytes, config, command)
     return 0
+
+
+def _tower_params(config: ModelConfig, command: Command) -> list[TowerParam]:
+    """Of the towers that config.json describes; none with --text-only."""
+    vision, audio = (config.media.get(key) for key in ("vision_config", "audio_config"))
+    params: list[TowerParam] = []
+    if vision and not command.media.text_only:
+        params += vision_params(parse_vision_config(vision, command.media))
+    if audio and not command.media.text_only:
+        params += audio_encoder_params(parse_audio_config(audio))
+        found = read_beside_config(command.model, f"{AUDIO_TOKENIZER_DIR}/config.json")
+        tokenizer = found or RELEASED_AUDIO_TOKENIZER
+        params += audio_tokenizer_params(parse_audio_tokenizer_config(tokenizer, command.media))
+    return params
 
 
 def _cache_budget(command: Command, weight_bytes: int) -> int | None:
@@ -151,18 +193,35 @@ def _print_model(config: ModelConfig, command: Command) -> None:
     print(f"{command.device}, {ranks}{copies}")
 
 
-def _print_weights(weights: list[WeightGroup], tp_size: int) -> None:
-    print(f"\n{'weights':<14}{'format':<14}{'parameters':>12}{'GB a rank':>12}{'GB in all':>12}")
+def _print_weights(weights: list[WeightGroup], towers: list[WeightGroup], tp_size: int) -> None:
+    """The table of parameters. The towers are on rank 0 alone, whatever the number of ranks."""
+    print(f"\n{'weights':<25}{'format':<17}{'parameters':>12}{'GB a rank':>12}{'GB in all':>12}")
     for group in weights:
-        print(
-            f"{group.name:<14}{', '.join(group.formats):<14}{group.num_parameters / 1e9:>10.3f} B"
-            f"{group.num_bytes / 1e9:>12.2f}{tp_size * group.num_bytes / 1e9:>12.2f}"
-        )
-    num_parameters = sum(group.num_parameters for group in weights)
-    num_bytes = sum(group.num_bytes for group in weights)
+        _print_row(group.name, group, tp_size * group.num_bytes)
+    text = _sum(weights)
+    _print_row("sum", text, tp_size * text.num_bytes)
+    if not towers:
+        return
+    for group in towers:
+        _print_row(f"{group.name}, rank 0", group, group.num_bytes)
+    rank_0 = _sum([*weights, *towers])
+    _print_row("sum, rank 0", rank_0, (tp_size - 1) * text.num_bytes + rank_0.num_bytes)
+
+
+def _sum(groups: list[WeightGroup]) -> WeightGroup:
+    return WeightGroup(
+        name="sum",
+        formats=(),
+        num_parameters=sum(group.num_parameters for group in groups),
+        num_bytes=sum(group.num_bytes for group in groups),
+    )
+
+
+def _print_row(name: str, group: WeightGroup, total_bytes: int) -> None:
+    """One group; total_bytes: on all ranks together."""
     print(
-        f"{'sum':<28}{num_parameters / 1e9:>10.3f} B{num_bytes / 1e9:>12.2f}"
-        f"{tp_size * num_bytes / 1e9:>12.2f}"
+        f"{name:<25}{', '.join(group.formats):<17}{group.num_parameters / 1e9:>10.3f} B"
+        f"{group.num_bytes / 1e9:>12.2f}{total_bytes / 1e9:>12.2f}"
     )
 
 

@@ -2,12 +2,13 @@
 
 The built-in configuration is small, but of the family's shape: layer kinds that do not repeat with
 a period, the real head sizes, T = 4 fused chunks whose scale blocks straddle K and V, experts,
-draft layers, and vocabulary rows that no token has. The same seed gives the same files. Tensors are
-made one at a time, so real widths need little memory.
+draft layers, vocabulary rows that no token has, and towers for images and sound. The same seed
+gives the same files. Tensors are made one at a time, so real widths need little memory.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import tempfile
@@ -22,10 +23,26 @@ from tyro.conf import Positional
 
 from mimo_engine.chat.template import family_template
 from mimo_engine.checkpoint.export import ExportFormat, export_checkpoint, export_config
+from mimo_engine.checkpoint.export_towers import TowerExport, write_tower_configs
 from mimo_engine.checkpoint.names import Placement, placements
 from mimo_engine.checkpoint.params import parameter_specs
 from mimo_engine.checkpoint.synthetic_tokenizer import write_synthetic_tokenizer
-from mimo_engine.cli.model_argument import num_mtp_layers, read_config_json
+from mimo_engine.checkpoint.tower_params import TowerParam, tower_params
+from mimo_engine.cli.model_argument import (
+    num_mtp_layers,
+    read_beside_config,
+    read_config_json,
+)
+from mimo_engine.cli.tower_files import (
+    RELEASED_AUDIO_TOKENIZER,
+    RELEASED_PREPROCESSOR,
+    SMALL_AUDIO_TOKENIZER,
+    SMALL_TOWERS,
+    media_token_ids,
+)
+from mimo_engine.config.audio import AUDIO_TOKENIZER_DIR
+from mimo_engine.config.media import MediaConfig, load_media_config
+from mimo_engine.config.media_settings import MediaFacts
 from mimo_engine.config.model import (
     MlpKind,
     ModelConfig,
@@ -35,7 +52,7 @@ from mimo_engine.config.model import (
 from mimo_engine.errors import ConfigError
 from mimo_engine.kernels.quant import MXFP4_GROUP
 
-__all__ = ["SMALL_MODEL", "Command", "random_part", "run"]
+__all__ = ["SMALL_MODEL", "Command", "random_part", "random_tower_param", "run"]
 
 TOKENIZER_SIZE = 512
 
@@ -86,6 +103,7 @@ SMALL_MODEL: dict[str, Any] = {
         "activation_scheme": "dynamic",
         "weight_block_size": [128, 128],
     },
+    **SMALL_TOWERS,
 }
 
 
@@ -93,14 +111,14 @@ SMALL_MODEL: dict[str, Any] = {
 class Command:
     """Write a checkpoint with random weights: config.json, tokenizer, chat template, tensors.
 
-    Without --like it is a small model that a laptop serves; with it, the text model of that
-    config.json. The other flags change it.
+    Without --like it is a small model that a laptop serves; with it, the text model and the towers
+    of that config.json. The other flags change it.
     """
 
     out: Positional[str]
     """The directory to make."""
     like: str | None = None
-    """config.json, checkpoint directory or name on the hub whose text model to follow."""
+    """config.json, checkpoint directory or name on the hub whose models to follow."""
     layout: Literal["fused", "split"] | None = None
     """q, k and v as one tensor of official chunks, or as three. Default: as --like."""
     format: Literal["bf16", "fp8", "mxfp4-experts"] | None = None
@@ -121,6 +139,14 @@ class Command:
     """Experts in a MoE layer."""
     vocab_size: int | None = None
     """Rows of embedding and head; those without a token are dead, as in the real ones."""
+    text_only: bool = False
+    """Write no tower for images and sound."""
+    small_towers: bool = False
+    """Write the towers of the small model, whatever those of --like are."""
+
+    def __post_init__(self) -> None:
+        if self.text_only and self.small_towers:
+            raise ConfigError("give --text-only or --small-towers, not both")
 
 
 def run(command: Command) -> int:
@@ -143,12 +169,16 @@ def run(command: Command) -> int:
         )
         raw["eos_token_id"] = vocab.ids["<|im_end|>"]
         raw["pad_token_id"] = vocab.ids["<|endoftext|>"]
-        _write_weights(model_dir, config, stored, command.seed)
+        if "processor_config" in raw:
+            raw |= media_token_ids(raw, vocab.ids)
+        media = _write_media_files(model_dir, parse_model_config(raw), command)
+        _write_weights(model_dir, config, media, stored, command.seed)
         text = json.dumps(export_config(raw, stored), indent=2) + "\n"
         (model_dir / "config.json").write_text(text, encoding="utf-8")
         model_dir.rename(out)
-    size = sum(path.stat().st_size for path in out.iterdir())
-    print(f"{out}: {config.num_layers} layers, {size / 1e6:,.1f} MB")
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    towers = "no towers" if media is None else f"{len(media.vision.layers)} vision blocks"
+    print(f"{out}: {config.num_layers} layers, {towers}, {size / 1e6:,.1f} MB")
     return 0
 
 
@@ -158,11 +188,8 @@ def random_part(place: Placement, seed: int) -> torch.Tensor:
     Matrices have unit gain, the head a gain of 3 and norms, sinks and router bias some spread, so
     that every part of the model matters to the text and no distribution over it is flat.
     """
-    key = f"{seed} {place.parameter} {place.part.name} {place.expert}".encode()
-    # torch seeds with 64 bits, of which the sign is one.
-    digest = int.from_bytes(blake2b(key, digest_size=8).digest(), "little", signed=True)
-    generator = torch.Generator().manual_seed(digest)
-    noise = torch.randn(place.part.full_shape, generator=generator)
+    key = f"{seed} {place.parameter} {place.part.name} {place.expert}"
+    noise = _noise(key, place.part.full_shape)
     name = place.parameter
     if name.endswith("norm.weight"):
         return 1 + 0.1 * noise
@@ -174,15 +201,51 @@ def random_part(place: Placement, seed: int) -> torch.Tensor:
     return noise.mul_(gain / math.sqrt(noise.shape[-1]))
 
 
+def random_tower_param(param: TowerParam, seed: int) -> torch.Tensor:
+    """One parameter of a tower, float32, a function of its name and `seed` alone.
+
+    Activations have about unit size everywhere, and rows for the language model that of its
+    embeddings, so that every part of a tower matters to the text.
+    """
+    noise = _noise(f"{seed} {param.tower} {param.name}", param.shape)
+    name = param.name
+    if param.is_codebook:
+        # Smaller from level to level, as what the levels before leave is.
+        return noise.mul_(0.5 * 0.9 ** int(name.split(".")[4]))
+    if name.endswith(".bias"):
+        return noise.mul_(0.1)
+    if noise.dim() == 1:
+        return noise if name.endswith(".sinks") else 1 + 0.1 * noise
+    if name.startswith("speech_embeddings."):
+        # The sum over about twenty channels has unit size.
+        return noise.mul_(0.25)
+    # Log-mels lie around ten, and a GELU before the last matmul halves the variance.
+    gains = {
+        "encoder.conv1.weight": 0.1,
+        "merger.mlp.2.weight": 1.5,
+        "projection.mlp.2.weight": 1.5,
+    }
+    return noise.mul_(gains.get(name, 1.0) / math.sqrt(math.prod(param.shape[1:])))
+
+
+def _noise(key: str, shape: tuple[int, ...]) -> torch.Tensor:
+    # torch seeds with 64 bits, of which the sign is one.
+    digest = blake2b(key.encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
+    return torch.randn(shape, generator=generator)
+
+
 def _config_json(command: Command) -> dict[str, Any]:
     """config.json, but for how weights are stored."""
-    raw = dict(SMALL_MODEL if command.like is None else read_config_json(command.like))
+    raw = copy.deepcopy(SMALL_MODEL if command.like is None else read_config_json(command.like))
     like = parse_model_config(raw)
     if like.is_native:
         raise ConfigError("--like must be in the hub's dialect, not that of transformers")
-    # Only the text model is made; its tokenizer has other ids than the real one.
-    for key in like.media:
-        del raw[key]
+    if command.text_only:
+        for key in (*like.media, "vision_model_type"):
+            raw.pop(key, None)
+    if command.small_towers:
+        raw |= copy.deepcopy(SMALL_TOWERS)
     changes = {
         "num_hidden_layers": command.num_layers,
         "hidden_size": command.hidden_size,
@@ -203,6 +266,9 @@ def _config_json(command: Command) -> dict[str, Any]:
     for key in ("hybrid_layer_pattern", "moe_layer_freq"):
         if isinstance(raw.get(key), list):
             raw[key] = raw[key][:num_layers]
+    for key in ("vision_config", "audio_config"):
+        if key in raw:
+            raw[key]["out_hidden_size"] = raw["hidden_size"]
     raw["num_nextn_predict_layers"] = num_mtp_layers(command.num_mtp_layers, like)
     return raw
 
@@ -240,15 +306,49 @@ def _check_widths(config: ModelConfig, stored: ExportFormat) -> None:
                 raise ConfigError(f"mxfp4-experts needs widths in groups of 32, not {width}")
 
 
-def _write_weights(model_dir: Path, config: ModelConfig, stored: ExportFormat, seed: int) -> None:
+def _write_media_files(
+    model_dir: Path, config: ModelConfig, command: Command
+) -> MediaConfig | None:
+    """Write what goes with config.json's towers beside it; None when it has none."""
+    tokenizer, preprocessor = SMALL_AUDIO_TOKENIZER, RELEASED_PREPROCESSOR
+    if command.like is not None and not command.small_towers:
+        found = read_beside_config(command.like, f"{AUDIO_TOKENIZER_DIR}/config.json")
+        tokenizer = found or RELEASED_AUDIO_TOKENIZER
+        preprocessor = read_beside_config(command.like, "preprocessor_config.json") or preprocessor
+    if config.has_towers:
+        write_tower_configs(model_dir, audio_tokenizer=tokenizer, preprocessor=preprocessor)
+    return load_media_config(model_dir, config.media, MediaFacts(), hidden_size=config.hidden_size)
+
+
+def _write_weights(
+    model_dir: Path,
+    config: ModelConfig,
+    media: MediaConfig | None,
+    stored: ExportFormat,
+    seed: int,
+) -> None:
     num_drafts = config.num_mtp_layers or 0
     specs = parameter_specs(config, num_mtp_layers=num_drafts)
-    sizes = (math.prod(place.part.full_shape) for _, place in placements(specs))
-    with tqdm(total=sum(sizes), unit=" weights", unit_scale=True, desc="writing") as bar:
+    num_weights = sum(math.prod(place.part.full_shape) for _, place in placements(specs))
+    if media is not None:
+        num_weights += sum(math.prod(param.shape) for param in tower_params(media))
+    with tqdm(total=num_weights, unit=" weights", unit_scale=True, desc="writing") as bar:
 
         def read(place: Placement) -> torch.Tensor:
             part = random_part(place, seed)
             bar.update(part.numel())
             return part
 
-        export_checkpoint(model_dir, config, read, stored, num_mtp_layers=num_drafts)
+        def read_tower(param: TowerParam) -> torch.Tensor:
+            tensor = random_tower_param(param, seed)
+            bar.update(tensor.numel())
+            return tensor
+
+        export_checkpoint(
+            model_dir,
+            config,
+            read,
+            stored,
+            towers=None if media is None else TowerExport(media=media, read=read_tower),
+            num_mtp_layers=num_drafts,
+        )
