@@ -1,0 +1,113 @@
+"""Sound to features: decode, resample, log-mel, segments (audio.md 2).
+
+All stages work on blocks, so an hour of sound takes no more memory than a minute but for its
+features, and decoding stops when the limit is passed. These are plain functions to be called on a
+thread: numpy and FFmpeg let go of the interpreter while they work.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+
+from mimo_engine.config.media_settings import MediaLimits
+from mimo_engine.config.processor import ProcessorConfig
+from mimo_engine.errors import RequestError
+from mimo_engine.multimodal.features import AudioFeatures
+from mimo_engine.multimodal.mel import LogMel
+from mimo_engine.multimodal.resample import Resampler
+from mimo_engine.multimodal.shared_arrays import SharedArrays
+from mimo_engine.multimodal.sound import SoundBlock, array_blocks, file_blocks
+
+__all__ = ["audio_features"]
+
+
+def audio_features(
+    source: bytes | Path | tuple[np.ndarray, float],
+    config: ProcessorConfig,
+    limits: MediaLimits,
+    *,
+    max_seconds: float | None = None,
+) -> AudioFeatures:
+    """Features of a sound file, of the first sound track of a video file, or of (samples, rate).
+
+    samples: see `array_blocks`. max_seconds: a limit below `limits.max_audio_s`. Raises
+    RequestError: not decodable, silent as a file without sound is, too short, too long, or with
+    samples that are no numbers.
+    """
+    blocks = array_blocks(*source) if isinstance(source, tuple) else file_blocks(source)
+    shared = SharedArrays()
+    try:
+        with closing(blocks):
+            num_samples = _write_mels(_limited(blocks, limits, max_seconds), config, shared)
+    except BaseException:
+        shared.close()
+        raise
+    num_tokens = num_samples // (config.hop * config.frames_per_token) + 1
+    assert num_tokens == sum(
+        math.ceil(len(segment) / config.frames_per_token) for segment in shared.arrays
+    )
+    return AudioFeatures(shared=shared, num_samples=num_samples, num_tokens=num_tokens)
+
+
+def _limited(
+    blocks: Iterator[SoundBlock], limits: MediaLimits, max_seconds: float | None
+) -> Iterator[SoundBlock]:
+    """The same blocks, until they are too many."""
+    longest, name = limits.max_audio_s, " (--max-audio-s)"
+    if max_seconds is not None and max_seconds < longest:
+        longest, name = max_seconds, ""
+    num_samples = 0
+    for block in blocks:
+        num_samples += len(block.samples)
+        if num_samples > longest * block.rate:
+            raise RequestError(f"the sound is longer than {longest:g} s{name}: send a shorter part")
+        yield block
+
+
+def _write_mels(blocks: Iterator[SoundBlock], config: ProcessorConfig, shared: SharedArrays) -> int:
+    """Fill `shared`, and return the number of samples at the processor's rate."""
+    mel = LogMel(config)
+    segments = _Segments(config, shared)
+    resampler: Resampler | None = None
+    for block in blocks:
+        resampler = resampler or Resampler(block.rate, config.sampling_rate)
+        segments.add(mel.push(resampler.push(block.samples)))
+    if resampler is not None:
+        segments.add(mel.push(resampler.finish()))
+    segments.add(mel.finish())
+    segments.finish()
+    return mel.num_samples
+
+
+class _Segments:
+    """Cuts a stream of frames into arrays of segment_frames, the last one shorter.
+
+    An array of shared memory has its length from the start, so a segment is collected first.
+    """
+
+    def __init__(self, config: ProcessorConfig, shared: SharedArrays) -> None:
+        self._collected = np.empty((config.segment_frames, config.num_mels), np.float32)
+        self._num_frames = 0
+        self._shared = shared
+
+    def add(self, frames: np.ndarray) -> None:
+        """frames: float32 [k, mels], k >= 0."""
+        while len(frames):
+            part = frames[: len(self._collected) - self._num_frames]
+            self._collected[self._num_frames : self._num_frames + len(part)] = part
+            self._num_frames += len(part)
+            frames = frames[len(part) :]
+            if self._num_frames == len(self._collected):
+                self.finish()
+
+    def finish(self) -> None:
+        """End the segment that is collected, if it has any frames."""
+        if self._num_frames:
+            frames = self._collected[: self._num_frames]
+            self._shared.add(frames.shape, "float32")[:] = frames
+            self._num_frames = 0
