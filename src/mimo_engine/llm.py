@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 from tqdm import tqdm
@@ -32,10 +31,7 @@ from mimo_engine.config.engine import (
     ParallelConfig,
     SchedulerConfig,
 )
-from mimo_engine.config.media import load_media_config
 from mimo_engine.config.media_settings import EncoderConfig, MediaFacts, MediaLimits
-from mimo_engine.config.model import load_model_config
-from mimo_engine.config.processor import ProcessorConfig
 from mimo_engine.config.sampling import SamplingParams
 from mimo_engine.engine.core import EngineCore, build_engine
 from mimo_engine.errors import QueueFullError, RequestError
@@ -204,11 +200,8 @@ class LLM:
     async def _process(
         self, conversations: Sequence[Sequence[Mapping[str, Any]]], render: Render
     ) -> list[_Prompt]:
-        processor = MediaProcessor(
-            self._processor_config,
-            self.tokenizer,
-            self._media_limits,
-            dtype=self.core.info().feature_dtype or "float32",
+        processor = MediaProcessor.of_engine(
+            self.config, self.core.info(), self.tokenizer, self._media_limits
         )
         try:
             outputs = [
@@ -217,17 +210,6 @@ class LLM:
         finally:
             await processor.close()
         return [_Prompt(out.token_ids, out.media, out.features) for out in outputs]
-
-    @cached_property
-    def _processor_config(self) -> ProcessorConfig | None:
-        if self.core.info().feature_dtype is None:
-            return None
-        model_dir, ignore_keys = Path(self.config.model), self.config.settings.ignore_config_key
-        model = load_model_config(model_dir, ignore_keys=ignore_keys)
-        media = load_media_config(
-            model_dir, model.media, self.config.media, hidden_size=model.hidden_size
-        )
-        return None if media is None else media.processor
 
     def close(self) -> None:
         """End the engine's child processes, if it has any."""

@@ -80,7 +80,7 @@ class FakeCore:
     def has_work(self):
         return bool(self.live)
 
-    def add(self, request):
+    def add(self, request, features=()):
         prompt, params, limits = request.prompt_token_ids, request.params, self.config.scheduler
         if len(self.live) >= limits.max_num_seqs + limits.max_queue_len:
             raise QueueFullError("the queue is full; try again later")

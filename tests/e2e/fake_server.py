@@ -16,6 +16,7 @@ from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.checkpoint.synthetic_tokenizer import write_synthetic_tokenizer
 from mimo_engine.config.generation import read_sampling_defaults
 from mimo_engine.engine.client import AsyncEngineClient
+from mimo_engine.multimodal.processor import MediaProcessor
 from mimo_engine.server.app import create_app
 
 MODEL = "org/fake-model"
@@ -29,7 +30,9 @@ def scripted(text):
 class ServerThread:
     """The server over the engine that `build` makes of `config`. `directory` has the tokenizer."""
 
-    def __init__(self, directory, config, build, *, restart_policy=None, thinking=None):
+    def __init__(
+        self, directory, config, build, *, restart_policy=None, thinking=None, media_limits=None
+    ):
         self.tokenizer = Tokenizer.from_dir(directory)
         self.template = ChatTemplate(family_template())
         self._directory = directory
@@ -37,6 +40,8 @@ class ServerThread:
         self._build = build
         self._restart_policy = restart_policy
         self._thinking = thinking
+        self._media_limits = media_limits
+        """None: text alone."""
         self._started = threading.Event()
         self._failure = None
         self._sock = socket.create_server(("127.0.0.1", 0))
@@ -48,8 +53,13 @@ class ServerThread:
         self.engine = AsyncEngineClient(
             self._config, self._build, restart_policy=self._restart_policy
         )
+        media = None
         try:
             await self.engine.start()
+            if self._media_limits is not None:
+                media = MediaProcessor.of_engine(
+                    self._config, self.engine.info, self.tokenizer, self._media_limits
+                )
             app = create_app(
                 self.engine,
                 self.tokenizer,
@@ -57,6 +67,7 @@ class ServerThread:
                 model_name=MODEL,
                 defaults=read_sampling_defaults(self._directory),
                 thinking=self._thinking,
+                media=media,
             )
             config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False)
             self._server = uvicorn.Server(config)
@@ -70,6 +81,8 @@ class ServerThread:
             raise
         finally:
             self._started.set()
+            if media is not None:
+                await media.close()
             await self.engine.close()
             self._sock.close()
 

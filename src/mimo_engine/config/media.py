@@ -20,12 +20,14 @@ from mimo_engine.config.audio import (
     parse_audio_config,
     parse_audio_tokenizer_config,
 )
+from mimo_engine.config.engine import EngineConfig
 from mimo_engine.config.media_settings import MediaFacts
+from mimo_engine.config.model import load_model_config
 from mimo_engine.config.processor import TOKEN_ID_KEYS, ProcessorConfig, parse_processor_config
 from mimo_engine.config.vision import MiMoVLVisionConfig, parse_vision_config
 from mimo_engine.errors import ConfigError
 
-__all__ = ["MediaConfig", "load_media_config"]
+__all__ = ["MediaConfig", "load_media_config", "served_media"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +38,15 @@ class MediaConfig:
     audio_tokenizer: AudioTokenizerConfig
     audio: AudioEncoderConfig
     processor: ProcessorConfig
+
+
+def served_media(config: EngineConfig) -> MediaConfig | None:
+    """The towers that an engine of `config` has; None: it serves text alone. Raises ConfigError."""
+    if config.media.text_only:
+        return None
+    model_dir = Path(config.model)
+    model = load_model_config(model_dir, ignore_keys=config.settings.ignore_config_key)
+    return load_media_config(model_dir, model.media, config.media, hidden_size=model.hidden_size)
 
 
 def load_media_config(

@@ -20,7 +20,7 @@ from mimo_engine.cache.groups import plan_cache
 from mimo_engine.cache.manager import CacheManager
 from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.config.engine import GIB, EngineConfig
-from mimo_engine.config.media import MediaConfig, load_media_config
+from mimo_engine.config.media import served_media
 from mimo_engine.config.model import ModelConfig, load_model_config
 from mimo_engine.engine.executor import Executor, build_executor
 from mimo_engine.errors import ConfigError, RequestError
@@ -56,7 +56,8 @@ class EngineCore:
                 raise RequestError("Model only supports text input", param="messages")
             _check_media(request, features)
         self._scheduler.add(request)
-        self.executor.add_media(request.media, features)
+        if request.media:
+            self.executor.add_media(request.media, features)
 
     def abort(self, request_id: str) -> bool:
         """End a request; False when it is not (or no longer) known."""
@@ -102,7 +103,7 @@ def build_engine(config: EngineConfig) -> EngineCore:
             f"the tokenizer has {tokenizer.num_tokens} tokens but the model's vocabulary "
             f"{model_config.vocab_size}: they are not of one checkpoint"
         )
-    media = _media_config(config, model_config)
+    media = served_media(config)
     executor = build_executor(
         config, model_config, num_live_tokens=tokenizer.num_tokens, media=media
     )
@@ -145,17 +146,6 @@ def build_engine(config: EngineConfig) -> EngineCore:
     )
     _logger.info("engine ready: %s, KV cache %.2f GiB", info, layout.total_bytes / 2**30)
     return EngineCore(executor, scheduler, info)
-
-
-def _media_config(config: EngineConfig, model_config: ModelConfig) -> MediaConfig | None:
-    if config.media.text_only:
-        return None
-    return load_media_config(
-        Path(config.model),
-        model_config.media,
-        config.media,
-        hidden_size=model_config.hidden_size,
-    )
 
 
 def _encoder_cache(

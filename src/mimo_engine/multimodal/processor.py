@@ -17,10 +17,12 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from mimo_engine.chat.tokenizer import Tokenizer
+from mimo_engine.config.engine import EngineConfig
+from mimo_engine.config.media import served_media
 from mimo_engine.config.media_settings import MediaLimits
 from mimo_engine.config.processor import ProcessorConfig
 from mimo_engine.errors import RequestError
-from mimo_engine.messages import MediaItem, MediaSpan
+from mimo_engine.messages import EngineInfo, MediaItem, MediaSpan
 from mimo_engine.multimodal.audio import audio_features
 from mimo_engine.multimodal.features import AudioFeatures, VisionFeatures
 from mimo_engine.multimodal.fetch import MediaFetcher
@@ -101,6 +103,17 @@ class MediaProcessor:
         num_threads = min(_MAX_THREADS, os.cpu_count() or 1)
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="media")
 
+    @classmethod
+    def of_engine(
+        cls, config: EngineConfig, info: EngineInfo, tokenizer: Tokenizer, limits: MediaLimits
+    ) -> MediaProcessor:
+        """The processor whose features the engine of `config` takes."""
+        media = served_media(config)
+        dtype = info.feature_dtype
+        if media is None or dtype is None:
+            return cls(None, tokenizer, limits)
+        return cls(media.processor, tokenizer, limits, dtype=dtype)
+
     async def process_mm_data_async(
         self, messages: Sequence[Message], *, render: Render
     ) -> MultimodalProcessorOutput:
@@ -127,8 +140,8 @@ class MediaProcessor:
                 param="messages",
             )
         inputs = [(where, read_input(part, where)) for where, part in parts]
-        text = await asyncio.to_thread(render, hide_pads(messages))
-        kinds = [media.kind for _, media in inputs]
+        kinds: list[MediaKind] = [media.kind for _, media in inputs]
+        text = await asyncio.to_thread(render, hide_pads(_shown(messages, kinds)))
         split = split_prompt(text, kinds)
         decoded = await self._all([self._decode(media, where) for where, media in inputs])
         return await asyncio.to_thread(self._assemble, text, split.texts, decoded, self._config)
@@ -195,14 +208,32 @@ class MediaProcessor:
 
     def _video(self, video: VideoInput, data: Any) -> VisionFeatures:
         assert self._config is not None
-        options = {
-            name: getattr(video, name)
-            for name in (
-                "fps", "max_frames", "min_frames", "min_pixels", "max_pixels", "total_max_pixels",
+        if isinstance(data, tuple):
+            frames, fps = data
+            if any(value is not None for value in (video.fps, video.min_frames, video.max_frames)):
+                raise RequestError("frames of a video are all looked at: leave fps and limits out")
+            return video_frames_features(
+                frames,
+                self._config,
+                self._limits,
+                dtype=self._dtype,
+                fps=fps,
+                min_pixels=video.min_pixels,
+                max_pixels=video.max_pixels,
+                total_max_pixels=video.total_max_pixels,
             )
-        }  # fmt: skip
-        make = video_frames_features if isinstance(data, tuple) else video_features
-        return make(data, self._config, self._limits, dtype=self._dtype, **options)
+        return video_features(
+            data,
+            self._config,
+            self._limits,
+            dtype=self._dtype,
+            fps=video.fps,
+            min_frames=video.min_frames,
+            max_frames=video.max_frames,
+            min_pixels=video.min_pixels,
+            max_pixels=video.max_pixels,
+            total_max_pixels=video.total_max_pixels,
+        )
 
     def _sound(self, data: Any) -> AudioFeatures:
         assert self._config is not None
@@ -218,7 +249,7 @@ class MediaProcessor:
         token_ids: list[int] = []
         media: list[MediaItem] = []
         features: list[SharedArrays] = []
-        counts = {"image": 0, "video": 0, "audio": 0}
+        counts: dict[MediaKind, int] = {"image": 0, "video": 0, "audio": 0}
         for i, piece in enumerate(texts):
             token_ids.extend(self._tokenizer.encode(piece) if piece else ())
             if i == len(decoded):
@@ -271,6 +302,23 @@ def _media_parts(messages: Sequence[Message]) -> list[tuple[str, Mapping[str, An
         for j, part in enumerate(message["content"])
         if part.get("type") in _MEDIA_TYPES
     ]
+
+
+def _shown(messages: Sequence[Message], kinds: Sequence[MediaKind]) -> list[Message]:
+    """The messages with each piece of media as its kind alone: a template tells kinds by the keys
+    of a part, of which a video with sound from elsewhere has two."""
+    left = iter(kinds)
+    shown = []
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, list):
+            parts = [
+                {"type": next(left)} if part.get("type") in _MEDIA_TYPES else part
+                for part in content
+            ]
+            message = {**message, "content": parts}
+        shown.append(message)
+    return shown
 
 
 def _has_sound(video: VideoInput, data: Any) -> bool:

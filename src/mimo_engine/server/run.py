@@ -17,8 +17,6 @@ from mimo_engine.chat.template import ChatTemplate
 from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.config.engine import EngineConfig, ServerConfig
 from mimo_engine.config.generation import read_sampling_defaults
-from mimo_engine.config.media import load_media_config
-from mimo_engine.config.model import load_model_config
 from mimo_engine.engine.client import AsyncEngineClient
 from mimo_engine.engine.features import raise_file_limit
 from mimo_engine.errors import ConfigError, MimoError
@@ -59,7 +57,7 @@ async def _serve(engine: EngineConfig, server: ServerConfig, build: str) -> int:
         # connect before uvicorn listens.
         with _bound_socket(server) as sock:
             await client.start()
-            media = _media_processor(engine, server, tokenizer, client.info.feature_dtype)
+            media = MediaProcessor.of_engine(engine, client.info, tokenizer, server.media)
             model_name = server.served_model_name or model_dir.resolve().name
             app = create_app(
                 client,
@@ -123,19 +121,6 @@ def _chat_template(tokenizer: Tokenizer, server: ServerConfig) -> ChatTemplate |
     if source is None:
         return None
     return ChatTemplate(source, special_tokens=tokenizer.special_tokens)
-
-
-def _media_processor(
-    engine: EngineConfig, server: ServerConfig, tokenizer: Tokenizer, dtype: str | None
-) -> MediaProcessor:
-    """`dtype`: of features, None where the engine takes text alone."""
-    if dtype is None:
-        return MediaProcessor(None, tokenizer, server.media)
-    model_dir = Path(engine.model)
-    model = load_model_config(model_dir, ignore_keys=engine.settings.ignore_config_key)
-    media = load_media_config(model_dir, model.media, engine.media, hidden_size=model.hidden_size)
-    assert media is not None, "the engine has towers"
-    return MediaProcessor(media.processor, tokenizer, server.media, dtype=dtype)
 
 
 def _bound_socket(server: ServerConfig) -> socket.socket:

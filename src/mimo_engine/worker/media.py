@@ -103,7 +103,9 @@ class MediaEncoder:
 
     def _encode(self, known: _Item, task: EncodeTask) -> str | None:
         item = known.item
-        assert known.features is not None, "features are gone before their item is whole"
+        if known.features is None:
+            # A step that was interrupted had done it already.
+            return None
         if known.rows is None:
             known.rows = torch.empty(item.num_rows, self._hidden_size, dtype=self._dtype)
         encode = self._encode_vision if item.kind == "vision" else self._encode_audio
