@@ -224,7 +224,7 @@ def _parse(text: str) -> _Target:
     try:
         parts = urlsplit(text)
         port = parts.port
-        host = _ascii_host(parts.hostname or "")
+        host = _ascii_host(parts.hostname or "", is_bracketed="[" in parts.netloc)
         target = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), _KEPT)
     except ValueError as error:
         raise RequestError(f"{shown(text)} is not a URL") from error
@@ -242,12 +242,14 @@ def _parse(text: str) -> _Target:
 _KEPT = string.punctuation
 
 
-def _ascii_host(host: str) -> str:
-    """A host as it goes to the resolver. ValueError: it is none."""
-    if ":" in host:
-        # An IPv6 address, which urlsplit has taken out of its brackets.
+def _ascii_host(host: str, *, is_bracketed: bool) -> str:
+    """A host as it goes to the resolver. ValueError: it is none.
+
+    is_bracketed: it must be an IPv6 address, and nothing else may be one.
+    """
+    if is_bracketed or ":" in host:
         address = literal_address(host)
-        if address is None:
+        if address is None or ":" not in address or not is_bracketed:
             raise ValueError(host)
         return address
     name = host.encode("idna").decode("ascii").lower()

@@ -112,19 +112,20 @@ class MediaFetcher:
     def _decoded(self, text: str) -> bytes:
         if len(text) > -(-self._max_bytes // 3) * 4:
             raise self._too_large()
-        pieces = []
+        begins = range(0, len(text), _PIECE_CHARS)
+        pieces = (text[begin : begin + _PIECE_CHARS] for begin in begins)
         try:
-            for begin in range(0, len(text), _PIECE_CHARS):
-                if begin and len(pieces[-1]) < _PIECE_CHARS // 4 * 3:
-                    raise ValueError("padding before the end")
-                piece = text[begin : begin + _PIECE_CHARS]
-                pieces.append(binascii.a2b_base64(piece, strict_mode=True))
+            data = b"".join(binascii.a2b_base64(piece, strict_mode=True) for piece in pieces)
+            # Python is lenient about padding, and sees pieces only.
+            num_padding = len(text[-4:]) - len(text[-4:].rstrip("="))
+            if len(text) % 4 or len(data) != len(text) // 4 * 3 - num_padding:
+                raise ValueError("padding")
         except ValueError as error:
             raise RequestError(
                 f"{shown(text)} is neither a URL, nor a path (which begins with /, ./, ../, ~ or "
                 "file://), nor base64 with its padding and without spaces or line ends"
             ) from error
-        return b"".join(pieces)
+        return data
 
     def _file(self, path: Path) -> Path:
         name = shown(str(path))
