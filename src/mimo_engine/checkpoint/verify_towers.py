@@ -160,7 +160,7 @@ def _dtype_problem(info: TensorInfo, param: TowerParam, allowed: tuple[torch.dty
             f"{info.dtype}, but must be float32 (rounding it changes which codes are chosen): "
             f"{remedy}"
         )
-    return f"{info.dtype}, but towers are never quantised: {AGAIN}"
+    return f"{info.dtype}, but towers have bfloat16, float16 and float32, never quantised: {AGAIN}"
 
 
 def _leftover(name: str, tower: Tower) -> str:

@@ -15,7 +15,21 @@ from mimo_engine.checkpoint.export import (
     export_config,
     parts_of,
 )
+from mimo_engine.checkpoint.export_towers import TowerExport, towers_of, write_tower_configs
 from mimo_engine.checkpoint.params import parameter_specs
+from mimo_engine.checkpoint.tower_params import (
+    audio_encoder_params,
+    audio_tokenizer_params,
+    vision_params,
+)
+from mimo_engine.checkpoint.towers import TowerWeights
+from mimo_engine.cli.tower_files import (
+    RELEASED_PREPROCESSOR,
+    SMALL_AUDIO_TOKENIZER,
+    SMALL_TOWERS,
+)
+from mimo_engine.config.media import MediaConfig, load_media_config
+from mimo_engine.config.media_settings import MediaFacts
 from mimo_engine.config.model import ModelConfig, parse_model_config
 
 DATA = Path(__file__).parents[2] / "data"
@@ -32,6 +46,14 @@ class SmallCheckpoint:
     @property
     def config(self) -> ModelConfig:
         return parse_model_config(self.raw)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OmniCheckpoint(SmallCheckpoint):
+    """One with towers: config.json and what goes with it are in the directory too."""
+
+    media: MediaConfig
+    towers: TowerWeights
 
 
 @pytest.fixture(scope="session")
@@ -103,3 +125,62 @@ def small_checkpoint(
         return SmallCheckpoint(model_dir=tmp_path / name, raw=raw, weights=weights)
 
     return make
+
+
+@pytest.fixture
+def omni_checkpoint(
+    tmp_path: Path,
+    shrunken: Callable[..., dict[str, Any]],
+    random_weights: Callable[..., dict[str, torch.Tensor]],
+) -> Callable[..., OmniCheckpoint]:
+    """Write a small checkpoint with small towers; further keywords replace config keys."""
+
+    def make(
+        stored: ExportFormat,
+        *,
+        name: str = "model",
+        has_training_state: bool = False,
+        max_shard_bytes: int = 2**20,
+        facts: MediaFacts | None = None,
+        **changes: Any,
+    ) -> OmniCheckpoint:
+        model_dir = tmp_path / name
+        towers = {key: SMALL_TOWERS[key] for key in ("vision_config", "audio_config")}
+        raw = export_config(shrunken(**towers, **changes), stored)
+        config = parse_model_config(raw)
+        write_tower_configs(
+            model_dir, audio_tokenizer=SMALL_AUDIO_TOKENIZER, preprocessor=RELEASED_PREPROCESSOR
+        )
+        (model_dir / "config.json").write_text(json.dumps(raw))
+        media = load_media_config(
+            model_dir, config.media, facts or MediaFacts(), hidden_size=config.hidden_size
+        )
+        weights, tower_weights = random_weights(config), _random_towers(media)
+        export_checkpoint(
+            model_dir,
+            config,
+            parts_of(weights),
+            stored,
+            towers=TowerExport(
+                media=media, read=towers_of(tower_weights), has_training_state=has_training_state
+            ),
+            max_shard_bytes=max_shard_bytes,
+        )
+        return OmniCheckpoint(
+            model_dir=model_dir, raw=raw, weights=weights, media=media, towers=tower_weights
+        )
+
+    return make
+
+
+def _random_towers(media: MediaConfig) -> TowerWeights:
+    generator = torch.Generator().manual_seed(5)
+    vision, audio_encoder, audio_tokenizer = (
+        {param.name: torch.randn(param.shape, generator=generator) for param in params}
+        for params in (
+            vision_params(media.vision),
+            audio_encoder_params(media.audio),
+            audio_tokenizer_params(media.audio_tokenizer),
+        )
+    )
+    return TowerWeights(vision=vision, audio_encoder=audio_encoder, audio_tokenizer=audio_tokenizer)
