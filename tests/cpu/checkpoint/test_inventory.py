@@ -1,17 +1,24 @@
 """The released checkpoints, header by header: names, shapes and types as published (text.md 3, 4,
-mtp.md 5.2), written out here independently, in sparse files of full size without data."""
+mtp.md 5.2, vision.md 3, audio.md 5), written out here independently, in sparse files of full size
+without data."""
 
 import json
 import math
 import os
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mimo_engine.checkpoint.export_towers import write_tower_configs
 from mimo_engine.checkpoint.index import INDEX_NAME
 from mimo_engine.checkpoint.report import inspect_checkpoint
+from mimo_engine.cli.tower_files import RELEASED_AUDIO_TOKENIZER, RELEASED_PREPROCESSOR
+from mimo_engine.config.audio import AUDIO_TOKENIZER_DIR
+from mimo_engine.config.media import load_media_config
+from mimo_engine.config.media_settings import MediaFacts
 from mimo_engine.config.model import parse_model_config
 
 DATA = Path(__file__).parents[2] / "data"
@@ -87,6 +94,78 @@ def tensors(raw: dict[str, Any], router: str) -> Iterator[Entry]:
         yield from dense_mlp(f"{layer}mlp.", hidden)
 
 
+def vision_tower() -> Iterator[Entry]:
+    yield "visual.patch_embed.proj.weight", "BF16", (1280, 3, 2, 16, 16)
+    for i in range(28):
+        block = f"visual.blocks.{i}."
+        for name, rows, columns in (
+            ("attn.qkv", 3072, 1280),
+            ("attn.proj", 1280, 2048),
+            ("mlp.gate_proj", 4608, 1280),
+            ("mlp.up_proj", 4608, 1280),
+            ("mlp.down_proj", 1280, 4608),
+        ):
+            yield f"{block}{name}.weight", "BF16", (rows, columns)
+            yield f"{block}{name}.bias", "BF16", (rows,)
+        yield f"{block}norm1.weight", "BF16", (1280,)
+        yield f"{block}norm2.weight", "BF16", (1280,)
+        if i not in (0, 9, 18, 27):
+            yield f"{block}attn.sinks", "BF16", (32,)
+    yield "visual.merger.ln_q.weight", "BF16", (1280,)
+    yield "visual.merger.mlp.0.weight", "BF16", (5120, 5120)
+    yield "visual.merger.mlp.2.weight", "BF16", (4096, 5120)
+
+
+def audio_encoder() -> Iterator[Entry]:
+    for channel in range(20):
+        yield f"speech_embeddings.{channel}.weight", "BF16", (1280, 1024)
+    prefix = "audio_encoder.input_local_transformer."
+    for i in range(6):
+        layer = f"{prefix}layers.{i}."
+        yield f"{layer}input_layernorm.weight", "BF16", (1024,)
+        yield f"{layer}post_attention_layernorm.weight", "BF16", (1024,)
+        for part in "qkv":
+            yield f"{layer}self_attn.{part}_proj.weight", "BF16", (1024, 1024)
+            yield f"{layer}self_attn.{part}_proj.bias", "BF16", (1024,)
+        yield f"{layer}self_attn.o_proj.weight", "BF16", (1024, 1024)
+        yield f"{layer}mlp.gate_proj.weight", "BF16", (4096, 1024)
+        yield f"{layer}mlp.up_proj.weight", "BF16", (4096, 1024)
+        yield f"{layer}mlp.down_proj.weight", "BF16", (1024, 4096)
+    yield f"{prefix}norm.weight", "BF16", (1024,)
+    yield "audio_encoder.projection.mlp.0.weight", "BF16", (16384, 4096)
+    yield "audio_encoder.projection.mlp.2.weight", "BF16", (4096, 16384)
+
+
+def audio_tokenizer() -> Iterator[Entry]:
+    yield "encoder.conv1.weight", "BF16", (1024, 128, 3)
+    yield "encoder.conv2.weight", "BF16", (1024, 1024, 3)
+    biased = ["conv1", "conv2", "layer_norm", "down_sample_norm"]
+    for i in range(24):
+        for part in "qkv":
+            yield f"encoder.layers.{i}.self_attn.{part}_proj.weight", "BF16", (1024, 1024)
+        yield f"encoder.layers.{i}.self_attn.out_proj.weight", "BF16", (1024, 1024)
+        yield f"encoder.layers.{i}.fc1.weight", "BF16", (4096, 1024)
+        yield f"encoder.layers.{i}.fc1.bias", "BF16", (4096,)
+        yield f"encoder.layers.{i}.fc2.weight", "BF16", (1024, 4096)
+        for name in ("q_proj", "v_proj", "out_proj"):
+            biased.append(f"layers.{i}.self_attn.{name}")
+        for name in ("self_attn_layer_norm", "final_layer_norm"):
+            yield f"encoder.layers.{i}.{name}.weight", "BF16", (1024,)
+            biased.append(f"layers.{i}.{name}")
+        biased.append(f"layers.{i}.fc2")
+    for name in biased:
+        yield f"encoder.{name}.bias", "BF16", (1024,)
+    yield "encoder.layer_norm.weight", "BF16", (1024,)
+    yield "encoder.down_sample_norm.weight", "BF16", (1024,)
+    yield "encoder.down_sample_layer.0.weight", "BF16", (1024, 1024, 2)
+    for level, size in enumerate((1024, 1024, 256, *(128,) * 17)):
+        codebook = f"encoder.quantizer.vq.layers.{level}._codebook."
+        yield f"{codebook}embed", "F32", (size, 1024)
+        yield f"{codebook}embed_avg", "F32", (size, 1024)
+        yield f"{codebook}cluster_size", "F32", (size,)
+        yield f"{codebook}inited", "F32", (1,)
+
+
 def write_sparse(model_dir: Path, entries: Iterator[Entry]) -> int:
     """Write headers, and as many absent zeros as they call for; the number of tensors."""
     files: dict[str, tuple[dict[str, Any], int]] = {}
@@ -143,3 +222,30 @@ def test_a_released_checkpoint_is_whole(
     assert report.num_mtp_layers == 3
     assert list(report.formats["experts"]) == [experts]
     assert report.formats["attention"].keys() == {"fp8", "bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("member", "router"),
+    [("v2.6-flash", "BF16"), pytest.param("v2.5", "F32", marks=PROVE)],
+)
+def test_a_released_checkpoint_with_towers_is_whole(
+    tmp_path: Path, member: str, router: str
+) -> None:
+    raw = json.loads((DATA / f"config-mimo-{member}.json").read_text())
+    entries = chain(tensors(raw, router), vision_tower(), audio_encoder())
+    # The published number of tensors (vision.md, CKPT).
+    assert write_sparse(tmp_path, entries) == 73_081
+    write_tower_configs(
+        tmp_path, audio_tokenizer=RELEASED_AUDIO_TOKENIZER, preprocessor=RELEASED_PREPROCESSOR
+    )
+    assert write_sparse(tmp_path / AUDIO_TOKENIZER_DIR, audio_tokenizer()) == 369 + 4 * 20
+    config = parse_model_config(raw)
+    media = load_media_config(tmp_path, config.media, MediaFacts(), hidden_size=config.hidden_size)
+    report = inspect_checkpoint(tmp_path, config, media=media)
+    assert report.problems == ()
+    assert report.ignored == {"moving averages of the codebooks; training only": 3 * 20}
+    assert report.formats["vision tower"] == {"bfloat16": 364}
+    assert report.formats["audio encoder"] == {"bfloat16": 95}
+    assert report.formats["audio tokenizer"] == {"bfloat16": 369, "float32": 20}
+    vision_bytes = sum(t.nbytes for t in report.tensors if t.name.startswith("visual."))
+    assert vision_bytes == 1_457_188_864
