@@ -5,11 +5,11 @@ All of it over real sockets on loopback (fake_internet.py); only names and addre
 
 import asyncio
 import gc
+from importlib.metadata import version
 
 import pytest
 
 from fake_internet import PUBLIC, PUBLIC_V6, TLS, WHERE, fake_internet, http, moved, refusal, run
-from mimo_engine import __version__
 from mimo_engine.config.media_settings import MediaLimits
 from mimo_engine.errors import RequestError
 from mimo_engine.multimodal.fetch import MediaFetcher
@@ -50,7 +50,7 @@ def test_a_body_arrives_whole_and_the_request_says_little():
     assert run(test).split("\r\n") == [
         "GET /a/%C3%BC.png?q=%20%2F&x=%C3%A9 HTTP/1.1",
         "Host: a.example",
-        f"User-Agent: mimo-engine/{__version__}",
+        f"User-Agent: mimo-engine/{version('mimo-engine')}",
         "Accept: */*",
         "Accept-Encoding: identity",
         "Connection: close",
