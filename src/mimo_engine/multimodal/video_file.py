@@ -2,6 +2,9 @@
 
 libav opens it, restricted: the file is read through Python, so nothing that it names (playlists,
 references to other files or hosts) is followed, and only containers of the list below are tried.
+Streams of these are all known from the start; with MPEG-TS, MPEG-PS, FLV and Ogg, where they may
+appear later, PyAV reads past the end of an array.
+
 Each pass over a file opens it anew, because decoding from the start is the one way to frame i that
 gives the same frame for every codec and container.
 """
@@ -29,14 +32,20 @@ from mimo_engine.errors import RequestError
 
 __all__ = ["RgbConverter", "VideoScan", "decode_frames", "has_audio_stream", "scan_video"]
 
-_CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,ogg,gif"
-"""libav's names: mov is also mp4 and 3gp, matroska is also webm."""
-_OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"}
+# libav's names: mov is also mp4 and 3gp, matroska is also webm.
+_OPTIONS = {"format_whitelist": "mov,matroska,avi,gif", "protocol_whitelist": "none"}
 _READ_BYTES = 1 << 20
 _MAX_THREADS = 4
 """Of one decoder; each holds a frame or two."""
 _MIN_SHARE = 0.8
-"""Of the duration that the header states: a file that ends before has been cut off."""
+_SLACK_S = 1.0
+"""A file that ends before this share of the duration that its header states, and more than the
+slack too early, has been cut off."""
+_MAX_FRAMES = 1 << 20
+"""Of a file: ten hours. A still picture takes a few bytes a frame, and decoding it takes as long as
+any."""
+_MAX_FRAME_PIXELS = 8192 * 4352
+"""The most that H.264, H.265, VP9 or AV1 allow at any level: decoders keep some twenty frames."""
 _MAX_RATE_ERROR = 0.1
 """By which the stated rate may miss that of the packets' times. It is the encoder's, and cameras
 and screen recorders drop frames."""
@@ -74,11 +83,15 @@ def scan_video(source: bytes | Path) -> VideoScan:
                 end_s = max(end_s, float((time + duration) * (packet.time_base or 0)))
             if packet.stream is stream and packet.size and not packet.is_discard:
                 num_frames += 1
+                if num_frames > _MAX_FRAMES:
+                    raise RequestError(
+                        f"the video has more than {_MAX_FRAMES} frames: send a part of it"
+                    )
                 if time is not None:
                     shown.append((time, duration))
         start_s = (container.start_time or 0) / av.time_base
         stated_s = (container.duration or 0) / av.time_base
-        if cut or end_s - start_s < _MIN_SHARE * stated_s:
+        if cut or end_s - start_s < min(_MIN_SHARE * stated_s, stated_s - _SLACK_S):
             raise RequestError("the video is incomplete, it ends too early: send the whole file")
         return VideoScan(num_frames=num_frames, fps=_average_rate(stream, shown))
 
@@ -107,11 +120,11 @@ def decode_frames(source: bytes | Path, limits: MediaLimits) -> Iterator[VideoFr
     with _opened(source) as container:
         stream = _video_stream(container)
         codec = stream.codec_context
-        max_pixels = int(limits.max_image_megapixels * 1e6)
+        max_pixels = min(int(limits.max_image_megapixels * 1e6), _MAX_FRAME_PIXELS)
         if codec.width * codec.height > max_pixels:
             raise RequestError(
                 f"the video has frames of {codec.width} x {codec.height} pixels, more than "
-                f"{limits.max_image_megapixels:g} megapixels: send a smaller one"
+                f"{max_pixels / 1e6:g} megapixels: send a smaller one"
             )
         # The decoder finds out about frames that are larger than the container says.
         codec.options = {"max_pixels": str(max_pixels)}
@@ -152,8 +165,8 @@ def _opened(source: bytes | Path) -> Iterator[InputContainer]:
             )
         except FFmpegError as error:
             raise RequestError(
-                "the video is not an mp4, mov, 3gp, webm, mkv, avi, mpeg, flv, ogg or gif file, or "
-                "its beginning or end is missing: send it whole, in one of these formats"
+                "the video is not an mp4, mov, 3gp, webm, mkv, avi or gif file, or its beginning "
+                "or end is missing: send it whole, in one of these formats"
             ) from error
         with container:
             try:
