@@ -24,20 +24,49 @@ SCHEDULER = {
     "--max-queue-len",
     "--max-model-len",
 }
-ENGINE = {"--dtype", "--device", "--tensor-parallel-size"} | SETTINGS | CACHE | SCHEDULER
+MEDIA_FACTS = {
+    "--text-only",
+    "--no-text-only",
+    "--vision-sinks",
+    "--vision-merger-norm",
+    "--pixel-stats",
+    "--resize-filter",
+    "--pixel-limits",
+    "--image-alpha",
+    "--exif-orientation",
+    "--audio-mask",
+    "--audio-bf16-tables",
+    "--video-step-without-audio",
+}
+MEDIA_LIMITS = {
+    "--media-root",
+    "--allow-private-media-hosts",
+    "--no-allow-private-media-hosts",
+    "--media-timeout-s",
+    "--max-media-mib",
+    "--max-media-items",
+    "--max-image-megapixels",
+    "--max-audio-s",
+}
+ENCODER = {"--max-encoder-tokens", "--encoder-cache-gib"}
+# What the weights, the cache and their sizes hang on.
+RUN = {"--dtype", "--device", "--tensor-parallel-size"} | SETTINGS | CACHE | SCHEDULER | MEDIA_FACTS
+ENGINE = RUN | ENCODER
 FLAGS = {
     "serve": ENGINE
+    | MEDIA_LIMITS
     | {"--host", "--port", "--served-model-name", "--chat-template"}
     | {"--strict-thinking", "--no-strict-thinking"}
     | {"--thinking-token-budget", "--tool-call-in-thinking"},
     "generate": ENGINE
     | {"--prompt", "--chat", "--no-chat", "--max-tokens"}
     | {"--temperature", "--top-p", "--top-k", "--seed"},
-    "check": SETTINGS | {"--tensors", "--no-tensors", "--deep", "--no-deep"},
+    "check": SETTINGS | MEDIA_FACTS | {"--tensors", "--no-tensors", "--deep", "--no-deep"},
     "random-checkpoint": {"--like", "--layout", "--format", "--seed", "--vocab-size"}
     | {"--num-layers", "--num-mtp-layers", "--num-experts"}
-    | {"--hidden-size", "--intermediate-size", "--moe-intermediate-size"},
-    "plan": ENGINE | {"--gpus", "--gpu", "--gpu-gib", "--num-mtp-layers"},
+    | {"--hidden-size", "--intermediate-size", "--moe-intermediate-size"}
+    | {"--text-only", "--no-text-only", "--small-towers", "--no-small-towers"},
+    "plan": RUN | {"--gpus", "--gpu", "--gpu-gib", "--num-mtp-layers"},
 }
 
 
@@ -47,7 +76,7 @@ def flags_in_help(name: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
     assert stop.value.code == 0
     # A flag opens its line, framed or not; one that a help text mentions does not.
     lines = re.findall(r"^[│ ] (--[a-z].*?)(?:  |$)", capsys.readouterr().out, flags=re.MULTILINE)
-    return {flag for line in lines for flag in re.findall(r"--[a-z-]+", line)}
+    return {flag for line in lines for flag in re.findall(r"--[a-z0-9-]+", line)}
 
 
 @pytest.mark.parametrize("name", sorted(FLAGS))
