@@ -236,6 +236,16 @@ def test_a_clip_has_the_segments_the_codes_and_the_rows_of_its_length(num_frames
     assert rows.isfinite().all()
 
 
+@given(num_samples=st.integers(481, 200_000))
+def test_a_clip_has_one_row_for_every_3840_samples_begun(num_samples):
+    config = replace(SMALL_TOKENIZER, num_layers=2, windows=(128, None), d_model=8, num_heads=1)
+    tokenizer, encoder = random_tokenizer(config), random_encoder(SMALL_ENCODER)
+    silence = torch.full((num_samples // 240 + 1, config.num_mels), -16.118095)
+    rows = encode_audio(tokenizer, encoder, silence.split(6000))
+    assert len(rows) == num_samples // 3840 + 1
+    assert rows.isfinite().all()
+
+
 @given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=4), tail=st.integers(1, 47))
 def test_a_clip_encoded_in_parts_has_the_same_rows_to_the_bit(lengths, tail):
     tokenizer, encoder = random_tokenizer(SMALL_TOKENIZER), random_encoder(SMALL_ENCODER)
