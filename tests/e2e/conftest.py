@@ -1,6 +1,7 @@
-"""Makes the helpers of this directory importable, also in the processes that its tests start."""
+"""Makes the helpers of this directory and the one above importable, also in the processes that its
+tests start."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]

@@ -70,6 +70,8 @@ class _EngineCollector(Collector):
             (_Counter, "preemptions", "Requests sent back to the queue.", stats.num_preemptions),
             (_Counter, "prefix_query_tokens", "Prompt tokens asked.", stats.prefix_query_tokens),
             (_Counter, "prefix_hit_tokens", "Of these, found cached.", stats.prefix_hit_tokens),
+            (_Counter, "encoded_media_tokens", "Made by the towers.", stats.encoded_tokens),
+            (_Counter, "reused_media_tokens", "Encoded before.", stats.reused_media_tokens),
         ):
             yield family(f"mimo_engine_{name}", text, value=value)
         for name, text, full, sliding in (
