@@ -125,6 +125,9 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         pytest.param(["plan", "m", "--wings", "2"], id="unknown flag"),
         pytest.param(["plan", "m", "--gpus", "two"], id="not a number"),
         pytest.param(["plan", "m", "--page-size", "3"], id="out of bounds"),
+        pytest.param(
+            ["random-checkpoint", "m", "--text-only", "--small-towers"], id="contradiction"
+        ),
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:

@@ -14,6 +14,7 @@ from mimo_engine.config.model import ModelConfig, parse_model_config
 from mimo_engine.distributed.plan import ParallelPlan
 from mimo_engine.errors import ConfigError
 
+DATA = Path(__file__).parents[2] / "data"
 GIB = 2**30
 FULL_LAYERS = (0, 5, 11, 17, 23, 29, 35, 41, 47)
 
@@ -157,6 +158,51 @@ def test_a_model_too_large_for_the_gpus_exits_with_1(
 ) -> None:
     assert main(["plan", config_path, "--gpus", "2", "--gpu", "h200"]) == 1
     assert "Does not fit" in capsys.readouterr().out
+
+
+def planned(report: str, name: str) -> list[float]:
+    """Billions of parameters, GB a rank and GB in all, in the row of this name."""
+    row = re.search(rf"^{name}  .*? ([\d.]+) B +([\d.]+) +([\d.]+)$", report, flags=re.MULTILINE)
+    assert row is not None, report
+    return [float(number) for number in row.groups()]
+
+
+@pytest.mark.parametrize("gpus", [1, 4])
+def test_the_towers_of_v25_are_on_rank_0_alone(
+    gpus: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(DATA / "config-mimo-v2.5.json"), "--gpus", str(gpus)]) == 0
+    report = capsys.readouterr().out
+    # vision.md 1.1; audio.md 7: 616 MB and 18 MB of codebooks; 261 million parameters.
+    assert planned(report, "vision tower, rank 0") == [0.729, 1.46, 1.46]
+    assert planned(report, "audio tokenizer, rank 0") == [0.313, 0.63, 0.63]
+    assert planned(report, "audio encoder, rank 0") == [0.261, 0.52, 0.52]
+    text, rank_0 = planned(report, "sum"), planned(report, "sum, rank 0")
+    assert rank_0[1] - text[1] == pytest.approx(2.614, abs=0.011)
+    assert rank_0[2] - text[2] == pytest.approx(2.614, abs=0.011)
+
+
+def test_text_only_gives_the_memory_of_the_towers_to_the_cache(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["plan", str(DATA / "config-mimo-v2.5.json"), "--gpus", "4", "--gpu", "h200"]
+    budgets = []
+    for flags in ([], ["--text-only"]):
+        assert main([*arguments, *flags]) == 0
+        report = capsys.readouterr().out
+        assert ("tower" in report) == (not flags)
+        budget = re.search(r"for the KV cache +([\d.]+) GiB", report)
+        assert budget is not None
+        budgets.append(float(budget.group(1)))
+    assert (budgets[1] - budgets[0]) * GIB == pytest.approx(2.614e9, rel=0.005)
+
+
+def test_towers_take_their_size_in_float32_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(DATA / "config-mimo-v2.5.json")
+    assert main(["plan", path, "--device", "cpu", "--num-mtp-layers", "0"]) == 0
+    report = capsys.readouterr().out
+    assert planned(report, "vision tower, rank 0") == [0.729, 2.91, 2.91]
+    assert planned(report, "audio tokenizer, rank 0") == [0.313, 1.25, 1.25]
 
 
 def test_without_a_gpu_the_costs_are_still_told(

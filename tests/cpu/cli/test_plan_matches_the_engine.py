@@ -1,14 +1,19 @@
-"""`plan` reads config.json alone; the loader and the engine must come to the same numbers."""
+"""`plan` reads configurations alone; the loader and the engine must come to the same numbers."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from mimo_engine.checkpoint.load import load_checkpoint
-from mimo_engine.cli.capacity import layout_for, weight_groups
+from mimo_engine.checkpoint.tower_params import Tower, tower_params
+from mimo_engine.checkpoint.towers import load_towers
+from mimo_engine.cli.capacity import layout_for, tower_groups, weight_groups
 from mimo_engine.cli.main import main
 from mimo_engine.config.engine import CacheConfig, EngineConfig, SchedulerConfig
+from mimo_engine.config.media import load_media_config
+from mimo_engine.config.media_settings import MediaFacts
 from mimo_engine.config.model import load_model_config
 from mimo_engine.distributed.plan import ParallelPlan
 from mimo_engine.engine.core import build_engine
@@ -40,6 +45,33 @@ def test_weight_bytes_are_those_that_are_loaded(
     planned = sum(group.num_bytes for group in groups)
     # FP8 scales are counted a block of a canonical tensor; the files' grids restart in chunks.
     assert planned == pytest.approx(sum(w.nbytes for w in loaded.values()), rel=2e-3)
+
+
+@pytest.mark.parametrize(("dtype", "dtype_bytes"), [(torch.bfloat16, 2), (torch.float32, 4)])
+def test_bytes_of_towers_are_those_that_are_loaded(
+    model_dir: Path, dtype: torch.dtype, dtype_bytes: int
+) -> None:
+    config = load_model_config(model_dir)
+    media = load_media_config(model_dir, config.media, MediaFacts(), hidden_size=config.hidden_size)
+    assert media is not None
+    loaded = load_towers(model_dir, media, dtype=dtype)
+    groups = tower_groups(tower_params(media), dtype_bytes=dtype_bytes)
+    assert {group.name: group.num_bytes for group in groups} == {
+        tower: sum(tensor.nbytes for tensor in loaded.of(tower).values()) for tower in Tower
+    }
+
+
+def test_plan_reads_the_audio_tokenizer_of_a_directory(
+    model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = []
+    for model in (model_dir, model_dir / "config.json"):
+        assert main(["plan", str(model)]) == 0
+        row = re.search(r"audio tokenizer, rank 0 .* ([\d.]+) B", capsys.readouterr().out)
+        assert row is not None
+        sizes.append(row.group(1))
+    # The released one, which stands in for a config.json alone, is a thousand times larger.
+    assert sizes == ["0.000", "0.313"]
 
 
 def test_pages_are_those_that_the_engine_allocates(model_dir: Path) -> None:

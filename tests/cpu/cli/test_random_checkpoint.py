@@ -14,6 +14,8 @@ from mimo_engine.checkpoint.index import INDEX_NAME, open_checkpoint
 from mimo_engine.checkpoint.report import inspect_checkpoint
 from mimo_engine.cli.main import main
 from mimo_engine.cli.random_checkpoint import SMALL_MODEL
+from mimo_engine.cli.tower_files import SMALL_TOWERS
+from mimo_engine.config.audio import AUDIO_TOKENIZER_DIR
 from mimo_engine.config.model import load_model_config, parse_model_config
 
 TINY = ["--num-layers", "4", "--num-mtp-layers", "1"]
@@ -29,7 +31,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def hashes(directory: Path) -> dict[str, str]:
     return {
-        path.name: sha256(path.read_bytes()).hexdigest() for path in sorted(directory.iterdir())
+        str(path.relative_to(directory)): sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
     }
 
 
@@ -93,13 +97,10 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_other_weights(tmp_p
     assert different == {name for name in a if name.endswith(".safetensors")}
 
 
-def test_like_follows_a_config_with_towers_at_other_widths(tmp_path: Path) -> None:
-    raw: dict[str, Any] = {
-        **SMALL_MODEL,
-        "vision_config": {"depth": 2},
-        "image_token_id": 151655,
-        "vocab_size": 152576,
-    }
+def test_like_follows_a_config_at_other_widths(tmp_path: Path) -> None:
+    raw: dict[str, Any] = {**SMALL_MODEL, "vocab_size": 152576}
+    for key in SMALL_TOWERS:
+        del raw[key]
     (tmp_path / "config.json").write_text(json.dumps(raw))
     out = tmp_path / "out"
     flags = ["--like", str(tmp_path), *TINY, "--hidden-size", "128", "--vocab-size", "640"]
@@ -109,6 +110,7 @@ def test_like_follows_a_config_with_towers_at_other_widths(tmp_path: Path) -> No
     assert config.router is not None
     assert config.router.num_experts == 4
     assert not config.has_towers
+    assert not (out / AUDIO_TOKENIZER_DIR).exists()
     assert inspect_checkpoint(out, config).problems == ()
 
 
