@@ -36,8 +36,8 @@ def audio_features(
     """Features of a sound file, of the first sound track of a video file, or of (samples, rate).
 
     samples: see `array_blocks`. max_seconds: a limit below `limits.max_audio_s`. Raises
-    RequestError: not decodable, silent as a file without sound is, too short, too long, or with
-    samples that are no numbers.
+    RequestError: not decodable, without sound, too short, too long, at an odd rate, or with samples
+    that are no levels.
     """
     blocks = array_blocks(*source) if isinstance(source, tuple) else file_blocks(source)
     shared = SharedArrays()

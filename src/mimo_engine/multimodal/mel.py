@@ -12,6 +12,7 @@ the mel points alone depend on the processor's vector width and move a log-mel b
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,6 +24,19 @@ __all__ = ["LogMel", "log_mel", "mel_filterbank"]
 _FLOOR = np.float32(1e-7)
 _CHUNK_FRAMES = 256
 """Frames that are transformed together: some 2 MB at a time."""
+_BAND_MELS = 8
+"""Mels that are summed together, from the few bins that they reach. Products of this size also
+stay on one thread: BLAS gives larger ones to threads that cost more than they save."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Band:
+    """Neighbouring mels, and the bins that any of them reaches."""
+
+    bins: slice
+    mels: slice
+    weights: np.ndarray
+    """float32 [bins, mels]."""
 
 
 class LogMel:
@@ -38,7 +52,8 @@ class LogMel:
         self._margin = config.fft_size // 2
         turn = 2 * np.pi * np.arange(config.fft_size) / config.fft_size
         self._window = 0.5 - 0.5 * np.cos(turn)
-        self._filterbank = mel_filterbank(config)
+        self._bands = _bands(mel_filterbank(config))
+        self._num_mels = config.num_mels
         self._pending = np.zeros(0, np.float32)
         self._has_start = False
         self._received = 0
@@ -75,17 +90,19 @@ class LogMel:
         if len(self._pending) < self._size:
             return self._no_frames()
         windows = np.lib.stride_tricks.sliding_window_view(self._pending, self._size)[:: self._hop]
-        frames = np.empty((len(windows), self._filterbank.shape[1]), np.float32)
+        frames = np.empty((len(windows), self._num_mels), np.float32)
         for first in range(0, len(windows), _CHUNK_FRAMES):
-            chunk = slice(first, first + _CHUNK_FRAMES)
-            magnitude = np.abs(np.fft.rfft(windows[chunk] * self._window))
-            mels = magnitude.astype(np.float32) @ self._filterbank
-            np.log(np.maximum(mels, _FLOOR), out=frames[chunk])
+            chunk = frames[first : first + _CHUNK_FRAMES]
+            spectrum = np.fft.rfft(windows[first : first + _CHUNK_FRAMES] * self._window)
+            magnitude = np.abs(spectrum).astype(np.float32)
+            for band in self._bands:
+                np.matmul(magnitude[:, band.bins], band.weights, out=chunk[:, band.mels])
+            np.log(np.maximum(chunk, _FLOOR), out=chunk)
         self._pending = self._pending[len(windows) * self._hop :].copy()
         return frames
 
     def _no_frames(self) -> np.ndarray:
-        return np.zeros((0, self._filterbank.shape[1]), np.float32)
+        return np.zeros((0, self._num_mels), np.float32)
 
 
 def log_mel(samples: np.ndarray, config: ProcessorConfig) -> np.ndarray:
@@ -110,6 +127,16 @@ def mel_filterbank(config: ProcessorConfig) -> np.ndarray:
     rising = -distances[:, :-2] / widths[:-1]
     falling = distances[:, 2:] / widths[1:]
     return np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
+
+
+def _bands(filterbank: np.ndarray) -> list[_Band]:
+    bands = []
+    for first in range(0, filterbank.shape[1], _BAND_MELS):
+        mels = slice(first, first + _BAND_MELS)
+        reached = np.flatnonzero(filterbank[:, mels].any(axis=1))
+        bins = slice(reached[0], reached[-1] + 1) if len(reached) else slice(0)
+        bands.append(_Band(bins=bins, mels=mels, weights=filterbank[bins, mels].copy()))
+    return bands
 
 
 def _to_mel(hertz: float) -> float:

@@ -31,8 +31,9 @@ _ROLLOFF = 0.99
 _MIN_RATE, _MAX_RATE = 1_000, 768_000
 _BLOCK_PHASES = 16
 """Fewer: more windows to copy. More: more zeros to multiply with."""
-_CHUNK_SAMPLES = 1 << 15
-"""Output samples that are computed together."""
+_CHUNK_SAMPLES = 1 << 12
+"""Output samples that are computed together. BLAS would give larger products to threads that cost
+more than they save."""
 _MAX_ROUNDING = 64
 """Output samples by which the length rule may shorten a signal of less than 2^31 samples."""
 

@@ -10,13 +10,13 @@ software that the model is usually served with: the first sample decoded is the 
 
 A packet that cannot be decoded is an error, except in MP3 and ADTS, which have no container: tags
 and padding lie among their frames, and are passed over as every player does. A file that was cut
-off is an error too where it no longer makes sense (FLAC, M4A); WAV, MP3 and Ogg end at the cut.
+off is an error too where it no longer makes sense (FLAC, M4A); WAV, MP3, ADTS and Ogg end there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -24,6 +24,8 @@ from typing import BinaryIO
 
 import av
 import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
 
 from mimo_engine.errors import RequestError
 
@@ -37,6 +39,8 @@ _MAX_LEVEL = 1024.0
 _FULL_SCALE = {"uint8": 128.0, "int16": 2.0**15, "int32": 2.0**31}
 """24 bits come as the upper ones of int32."""
 _FLOATS = ("float16", "float32", "float64")
+_SAMPLE_FORMATS = ("u8", "s16", "s32", "flt", "dbl")
+"""FFmpeg's names of the above; planar ones end with p."""
 
 # FFmpeg also knows formats that name other files or addresses to be opened: none of these.
 _DEMUXERS = (
@@ -65,7 +69,7 @@ class _Layout:
     rate: int
 
 
-def file_blocks(source: bytes | Path) -> Iterator[SoundBlock]:
+def file_blocks(source: bytes | Path) -> Generator[SoundBlock]:
     """The first audio stream of a sound or video file. Raises RequestError.
 
     Close the iterator when it is left early.
@@ -74,24 +78,25 @@ def file_blocks(source: bytes | Path) -> Iterator[SoundBlock]:
         try:
             with av.open(
                 file,
+                "r",
                 metadata_errors="ignore",
                 options={"format_whitelist": _DEMUXERS, "protocol_whitelist": "none"},
             ) as container:
                 yield from _joined(_frames(container))
-        except av.FFmpegError as error:
+        except FFmpegError as error:
             raise RequestError(
                 f"the sound cannot be decoded ({error.strerror}): the file is damaged, cut off or "
                 f"of an unknown format; send it whole, as {_USUAL_FORMATS}"
             ) from error
 
 
-def array_blocks(samples: np.ndarray, rate: float) -> Iterator[SoundBlock]:
+def array_blocks(samples: np.ndarray, rate: float) -> Generator[SoundBlock]:
     """An array [n], [channels, n] or [n, channels] of floats, uint8, int16 or int32.
 
     Raises RequestError.
     """
-    if rate != int(rate):
-        raise RequestError(f"a sample rate must be a whole number, not {rate}")
+    if not (rate >= 1 and float(rate).is_integer()):
+        raise RequestError(f"a sample rate must be a whole number of Hz, at least 1, not {rate}")
     planes = _planes(np.asarray(samples))
     for start in range(0, planes.shape[1], _BLOCK_SAMPLES):
         block = planes[:, start : start + _BLOCK_SAMPLES]
@@ -108,19 +113,15 @@ def _open(source: bytes | Path) -> AbstractContextManager[BinaryIO]:
         raise RequestError(f"the file cannot be read: {error.strerror}") from error
 
 
-def _frames(container: av.container.InputContainer) -> Iterator[av.AudioFrame]:
+def _frames(container: InputContainer) -> Iterator[av.AudioFrame]:
     if not container.streams.audio:
         raise RequestError(f"the file has no sound: send one that has, as {_USUAL_FORMATS}")
     stream = container.streams.audio[0]
-    passes_over_junk = container.format.name in _BARE_STREAMS
-    for packet in container.demux(stream):
-        try:
-            frames = stream.decode(packet)
-        except av.FFmpegError:
-            if not passes_over_junk:
-                raise
-        else:
-            yield from frames
+    passed_over = (FFmpegError,) if container.format.name in _BARE_STREAMS else ()
+    with suppress(*passed_over):
+        for packet in container.demux(stream):
+            with suppress(*passed_over):
+                yield from stream.decode(packet)
 
 
 def _joined(frames: Iterator[av.AudioFrame]) -> Iterator[SoundBlock]:
@@ -146,6 +147,11 @@ def _joined(frames: Iterator[av.AudioFrame]) -> Iterator[SoundBlock]:
 
 
 def _layout_of(frame: av.AudioFrame) -> _Layout:
+    if frame.format.name.removesuffix("p") not in _SAMPLE_FORMATS:
+        raise RequestError(
+            f"the sound has samples of the format {frame.format.name}: re-encode it with 16, 24 or "
+            "32 bits, or as float"
+        )
     return _Layout(
         sample_format=frame.format.name,
         num_channels=frame.layout.nb_channels,
