@@ -144,7 +144,8 @@ def test_a_segment_does_not_depend_on_what_else_is_in_the_call(bounds):
         segment_attention(*parts, [len(parts[0])], **arguments)
         for parts in zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
     ]
-    assert torch.equal(together, torch.cat(alone))
+    # The same sums; a library may order them by how many products it is given at once.
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-6, rtol=1e-6)
 
 
 def test_the_last_visible_key_on_each_side_counts_and_the_next_does_not():
@@ -251,7 +252,7 @@ def test_a_full_call_never_holds_all_scores(bounds):
 
 
 def test_full_attention_with_sinks_holds_a_bounded_number_of_scores():
-    num_rows = 8192
+    num_rows = 16384
     q = torch.empty(num_rows, 32, 64, device="meta")
     k = v = torch.empty(num_rows, 8, 64, device="meta")
     sinks = torch.empty(32, device="meta")
