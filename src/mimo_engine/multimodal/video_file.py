@@ -11,6 +11,7 @@ gives the same frame for every codec and container.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,8 +72,8 @@ def scan_video(source: bytes | Path) -> VideoScan:
     """Read all packets. Raises RequestError for a file without pictures, or cut off."""
     with _opened(source) as container:
         stream = _video_stream(container)
-        shown: list[tuple[int, int]] = []
-        num_frames, end_s, cut = 0, 0.0, False
+        shown = _Shown()
+        end_s, cut = 0.0, False
         for packet in container.demux():
             time = packet.dts if packet.pts is None else packet.pts
             if time is None and not packet.size:
@@ -82,28 +83,48 @@ def scan_video(source: bytes | Path) -> VideoScan:
             if time is not None:
                 end_s = max(end_s, float((time + duration) * (packet.time_base or 0)))
             if packet.stream is stream and packet.size and not packet.is_discard:
-                num_frames += 1
-                if num_frames > _MAX_FRAMES:
-                    raise RequestError(
-                        f"the video has more than {_MAX_FRAMES} frames: send a part of it"
-                    )
-                if time is not None:
-                    shown.append((time, duration))
+                shown.add(time, duration)
         start_s = (container.start_time or 0) / av.time_base
         stated_s = (container.duration or 0) / av.time_base
         if cut or end_s - start_s < min(_MIN_SHARE * stated_s, stated_s - _SLACK_S):
             raise RequestError("the video is incomplete, it ends too early: send the whole file")
-        return VideoScan(num_frames=num_frames, fps=_average_rate(stream, shown))
+        return VideoScan(num_frames=shown.num_frames, fps=_average_rate(stream, shown))
 
 
-def _average_rate(stream: VideoStream, shown: list[tuple[int, int]]) -> float:
-    """Frames for each second: as stated, or by (time, duration) of the frames where they differ."""
-    measured = 0.0
-    if len(shown) > 1:
-        (first, _), (last, last_duration) = min(shown), max(shown)
-        length = last - first + (last_duration or (last - first) / (len(shown) - 1))
-        length_s = float(length * (stream.time_base or 0))
-        measured = len(shown) / length_s if length_s > 0 else 0.0
+class _Shown:
+    """Frames to be shown, counted, and from when to when, in units of their stream."""
+
+    def __init__(self) -> None:
+        self.num_frames = 0
+        self._first = math.inf
+        self._last = -math.inf
+        self._last_duration = 0
+
+    def add(self, time: int | None, duration: int) -> None:
+        self.num_frames += 1
+        if self.num_frames > _MAX_FRAMES:
+            raise RequestError(f"the video has more than {_MAX_FRAMES} frames: send a part of it")
+        if time is not None:
+            self._first = min(self._first, time)
+            if time > self._last:
+                self._last, self._last_duration = time, duration
+
+    @property
+    def length(self) -> float:
+        """Until the end of the last frame, which lasts as long as the others where it does not say.
+
+        0 where that is unknown.
+        """
+        span = self._last - self._first
+        if self.num_frames < 2 or not 0 < span < math.inf:
+            return 0.0
+        return span + (self._last_duration or span / (self.num_frames - 1))
+
+
+def _average_rate(stream: VideoStream, shown: _Shown) -> float:
+    """Frames for each second: as the file states, or as they are shown where that differs."""
+    length_s = shown.length * float(stream.time_base or 0)
+    measured = shown.num_frames / length_s if length_s else 0.0
     stated = float(stream.average_rate or 0)
     if stated and (not measured or abs(measured / stated - 1) <= _MAX_RATE_ERROR):
         return stated
