@@ -8,9 +8,9 @@ phase j alone:
     t(i, j) = clamp((-j / w + (i - width) / o) * base, -6, 6)
     weight(i, j) = sinc(pi * t) * cos(pi * t / 12)^2 * base / o,  for input k * o + i - width
 
-Written down as one matrix of w rows and 2 * width + o columns, that is 24,000 x 68,000 numbers for
-rates without a common divisor, nearly all of them zero: a phase has 2 * width + 1 taps. So phases
-are taken in blocks of 16 neighbours, whose taps overlap, and a block is one small dense matrix.
+Written down as one matrix of w rows and 2 * width + o columns, that is 24,000 x 44,125 numbers for
+44,101 Hz, nearly all of them zero: a phase has 2 * width + 1 taps. So phases are taken in blocks of
+16 neighbours, whose taps overlap, and a block is one small dense matrix.
 Everything is computed in fp64 but for j / w: the original (torchaudio's transform) rounds it to
 fp32, and so do we, for the same samples at any rate. The weights are stored in fp32.
 """
@@ -88,9 +88,8 @@ class Resampler:
         """The quotient is rounded to fp32 before the ceiling, as in the original: a small fraction
         is lost, so that 1,837,421 samples at 44.1 kHz give 999,957."""
         exact = self._num_out * self._received / self._num_in
-        return min(
-            math.ceil(np.float32(exact)), (self._received // self._num_in + 1) * self._num_out
-        )
+        computable = (self._received // self._num_in + 1) * self._num_out
+        return min(math.ceil(np.float32(exact)), computable)
 
     def _take(self, periods: int) -> np.ndarray:
         """Compute the next `periods` periods, and forget the input before them."""
