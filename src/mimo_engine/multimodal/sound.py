@@ -33,14 +33,14 @@ __all__ = ["SoundBlock", "array_blocks", "file_blocks"]
 
 _BLOCK_SAMPLES = 1 << 16
 _MAX_CHANNELS = 8
-"""Of an array: more tells that its dimensions are swapped."""
+"""7.1. In an array, more tells that its dimensions are swapped."""
 _MAX_LEVEL = 1024.0
 """Times full scale. Recordings exceed it by a little, integers cast to float by far more."""
 _FULL_SCALE = {"uint8": 128.0, "int16": 2.0**15, "int32": 2.0**31}
 """24 bits come as the upper ones of int32."""
 _FLOATS = ("float16", "float32", "float64")
-_SAMPLE_FORMATS = ("u8", "s16", "s32", "flt", "dbl")
-"""FFmpeg's names of the above; planar ones end with p."""
+_TYPES = {"u8": "uint8", "s16": "int16", "s32": "int32", "flt": "float32", "dbl": "float64"}
+"""Numpy's name of FFmpeg's sample formats, whose own name ends with p when planar."""
 
 # FFmpeg also knows formats that name other files or addresses to be opened: none of these.
 _DEMUXERS = (
@@ -63,7 +63,7 @@ class SoundBlock:
 class _Layout:
     """How the samples of a decoded frame lie."""
 
-    sample_format: str
+    dtype: str
     num_channels: int
     is_planar: bool
     rate: int
@@ -140,28 +140,46 @@ def _joined(frames: Iterator[av.AudioFrame]) -> Iterator[SoundBlock]:
             yield _block(pieces, layout)
             pieces, num_samples = [], 0
         layout = found
-        pieces.append(frame.to_ndarray())
+        pieces.append(_samples_of(frame, layout))
         num_samples += frame.samples
     if layout is not None:
         yield _block(pieces, layout)
 
 
 def _layout_of(frame: av.AudioFrame) -> _Layout:
-    if frame.format.name.removesuffix("p") not in _SAMPLE_FORMATS:
+    name, num_channels = frame.format.name.removesuffix("p"), frame.layout.nb_channels
+    if name not in _TYPES:
         raise RequestError(
-            f"the sound has samples of the format {frame.format.name}: re-encode it with 16, 24 or "
-            "32 bits, or as float"
+            f"the sound has samples of the format {name}: re-encode it with 16, 24 or 32 bits, or "
+            "as float"
+        )
+    if num_channels > _MAX_CHANNELS:
+        raise RequestError(
+            f"the sound has {num_channels} channels, and at most {_MAX_CHANNELS} are taken: mix it "
+            "down to stereo or mono"
         )
     return _Layout(
-        sample_format=frame.format.name,
-        num_channels=frame.layout.nb_channels,
+        dtype=_TYPES[name],
+        num_channels=num_channels,
         is_planar=frame.format.is_planar,
         rate=frame.sample_rate,
     )
 
 
+def _samples_of(frame: av.AudioFrame, layout: _Layout) -> np.ndarray:
+    """[channels, n], or [1, n * channels] when not planar.
+
+    Not by PyAV's `to_ndarray`: it looks for the end of the list of planes in what lies behind it,
+    and with 8 planes or more reads memory that is none of the frame's.
+    """
+    num_planes = layout.num_channels if layout.is_planar else 1
+    count = frame.samples * layout.num_channels // num_planes
+    planes = frame.planes[:num_planes]
+    return np.stack([np.frombuffer(bytes(plane), layout.dtype, count) for plane in planes])
+
+
 def _block(pieces: list[np.ndarray], layout: _Layout) -> SoundBlock:
-    """pieces: [channels, n], or [1, n * channels] when not planar."""
+    """pieces: as `_samples_of` gives them."""
     joined = np.concatenate(pieces, axis=1)
     planes = joined if layout.is_planar else joined.reshape(-1, layout.num_channels).T
     return SoundBlock(samples=_mono(planes), rate=layout.rate)

@@ -211,6 +211,38 @@ def test_a_change_of_channels_is_followed_and_one_of_the_rate_refused():
         audio_features(mono + slow, CONFIG, LIMITS)
 
 
+def many_channels(num_channels, layout, codec):
+    """Two seconds of more channels than the helper makes; every channel the same tone."""
+    buffer = BytesIO()
+    wave = np.rint(tone(2, rate=48_000)[0] * 2**15).astype(np.int16)
+    frame = av.AudioFrame.from_ndarray(
+        np.repeat(wave, num_channels)[None], format="s16", layout=layout
+    )
+    frame.sample_rate, frame.pts = 48_000, 0
+    with av.open(buffer, "w", format="matroska") as output:
+        stream = output.add_stream(codec, rate=48_000, layout=layout)
+        context = stream.codec_context
+        resampler = av.AudioResampler(context.format, layout, 48_000, context.frame_size or 1024)
+        for piece in [*resampler.resample(frame), *resampler.resample(None)]:
+            output.mux(stream.encode(piece))
+        output.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+# Formats whose decoders give one array for each channel, and one for all.
+@pytest.mark.parametrize("codec", ["aac", "libopus", "pcm_s16le", "flac"])
+def test_eight_channels_are_read_and_no_more(codec):
+    samples, rate = decoded(many_channels(8, "7.1", codec))
+    assert rate == 48_000
+    assert tone_of(samples, rate) == (440, pytest.approx(0.5, abs=0.1))
+
+
+@pytest.mark.parametrize(("num_channels", "layout"), [(12, "7.1.4"), (16, "hexadecagonal")])
+def test_more_than_eight_channels_are_refused(num_channels, layout):
+    with pytest.raises(RequestError, match=f"has {num_channels} channels, and at most 8"):
+        decoded(many_channels(num_channels, layout, "pcm_s16le"))
+
+
 def test_samples_of_an_odd_format_are_refused():
     data = make_audio(tone(1), codec="pcm_s64le")
     with pytest.raises(RequestError, match="samples of the format s64: re-encode it"):
