@@ -53,6 +53,7 @@ _MEDIA_TYPES = frozenset(
     ("image", "image_url", "video", "video_url", "audio", "audio_url", "input_audio")
 )
 _MAX_THREADS = 4
+_MAX_AT_ONCE = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,22 +144,34 @@ class MediaProcessor:
         kinds: list[MediaKind] = [media.kind for _, media in inputs]
         text = await asyncio.to_thread(render, hide_pads(_shown(messages, kinds)))
         split = split_prompt(text, kinds)
-        decoded = await self._all([self._decode(media, where) for where, media in inputs])
+        decoded = await self._all(inputs)
         return await asyncio.to_thread(self._assemble, text, split.texts, decoded, self._config)
 
     async def close(self) -> None:
         await self._fetcher.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _all(self, work: Sequence[Any]) -> list[_Decoded]:
-        """The results in order; the first failure ends the others and is raised."""
-        tasks = [asyncio.ensure_future(one) for one in work]
+    async def _all(self, inputs: Sequence[tuple[str, MediaInput]]) -> list[_Decoded]:
+        """The results in order; the first failure ends the others and is raised.
+
+        A request works on a few of its media at a time, so that one with many leaves downloads and
+        threads to others.
+        """
+        places = asyncio.Semaphore(_MAX_AT_ONCE)
+
+        async def decode(where: str, media: MediaInput) -> _Decoded:
+            async with places:
+                return await self._decode(media, where)
+
+        tasks = [asyncio.ensure_future(decode(where, media)) for where, media in inputs]
         try:
             return list(await asyncio.gather(*tasks))
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            # No circle of a failed task, its exception and this frame: features hang on it.
+            tasks.clear()
 
     async def _decode(self, media: MediaInput, where: str) -> _Decoded:
         match media:

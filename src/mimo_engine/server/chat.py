@@ -61,6 +61,8 @@ def chat_router(context: ServerContext) -> APIRouter:
             context, [prompt.token_ids], task.params, media=prompt.media, features=prompt.features
         )
         renderer = _Renderer(body, task, generation, context, _media_tokens(prompt))
+        # Its features are the generation's to hand over, and are not to be kept alive here.
+        del prompt
         if body.stream:
             return await stream_events(request, renderer.chunks())
         await while_connected(request.receive, renderer.run())

@@ -43,6 +43,9 @@ async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
         task.cancel()
         gone.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)
+        # A failed task holds its exception, whose traceback holds this frame: a circle, and all
+        # that the frames below hold (a video's features, say) would wait for the collector.
+        del task
 
 
 async def _until_gone(receive: Receive) -> None:

@@ -1,0 +1,141 @@
+"""Features live in anonymous memory: nothing of them is left, whoever dies and whenever."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from fake_server import MODEL
+from omni_server import image_part, make_omni, omni_server, user, video_part
+
+from media_files import gradient, make_image, make_video, numbered_frame
+from mimo_engine.config.media_settings import EncoderConfig
+
+FEATURES = "mimo-engine-features"
+
+
+@pytest.fixture(scope="module")
+def omni(tmp_path_factory):
+    return make_omni(tmp_path_factory.mktemp("omni") / "model")
+
+
+def until(condition, timeout_s=60):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def num_files(pid="self"):
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def maps_features(pid="self"):
+    return FEATURES in Path(f"/proc/{pid}/maps").read_text()
+
+
+def holds_features(pid="self"):
+    links = []
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            links.append(os.readlink(path))
+        except FileNotFoundError:
+            continue
+    return maps_features(pid) or any(FEATURES in link for link in links)
+
+
+def exists(pid):
+    return Path(f"/proc/{pid}").exists()
+
+
+def post(server, *parts, max_tokens=2):
+    body = {"model": MODEL, "messages": [user(*parts)], "max_tokens": max_tokens}
+    return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
+
+
+def test_an_engine_killed_while_it_encodes_leaves_nothing(omni):
+    # One unit a step, so that the video is being encoded for a while.
+    with omni_server(omni, encoder=EncoderConfig(max_encoder_tokens=1)) as server:
+        picture = image_part(make_image(gradient(160, 128)))
+        video = video_part(make_video([numbered_frame(i) for i in range(240)], fps=8), fps=8)
+        assert post(server, picture, "What?").status_code == 200
+        until(lambda: not holds_features())
+        files, directories = num_files(), len(list(Path(tempfile.gettempdir()).glob("mimo-*")))
+        for _ in range(2):
+            pid = server.engine.engine_pid
+            with ThreadPoolExecutor(3) as clients:
+                answers = [clients.submit(post, server, video, "What?") for _ in range(3)]
+                until(lambda pid=pid: maps_features(pid))
+                os.kill(pid, signal.SIGKILL)
+            assert {answer.result().status_code for answer in answers} <= {500, 503}
+            until(lambda: server.engine.trouble is None)
+            until(lambda: not holds_features())
+            assert not exists(pid)
+        assert post(server, picture, "What?").status_code == 200
+        until(lambda: not holds_features(server.engine.engine_pid))
+        until(lambda: num_files() <= files)
+        assert len(list(Path(tempfile.gettempdir()).glob("mimo-*"))) == directories
+        pid = server.engine.engine_pid
+    until(lambda: not exists(pid))
+
+
+def test_features_of_ended_and_aborted_requests_are_let_go(omni):
+    with omni_server(omni, encoder=EncoderConfig(max_encoder_tokens=1)) as server:
+        video = video_part(make_video([numbered_frame(i) for i in range(240)], fps=8), fps=8)
+        pid = server.engine.engine_pid
+
+        async def leave_while_it_is_encoded():
+            async with server.async_openai() as client:
+                asking = asyncio.create_task(
+                    client.chat.completions.create(model=MODEL, messages=[user(video)])
+                )
+                while not maps_features(pid):
+                    await asyncio.sleep(0.005)
+                asking.cancel()
+
+        asyncio.run(leave_while_it_is_encoded())
+        until(lambda: not holds_features(pid))
+        assert post(server, video, "What?").status_code == 200
+        until(lambda: not holds_features(pid))
+        assert not holds_features()
+
+
+def test_a_client_killed_with_features_under_way_takes_its_engine_along(omni):
+    program = textwrap.dedent(
+        """
+        import sys, time
+        sys.path[:0] = sys.argv[2:4]
+        from omni_server import image_part, omni_server, user
+        from media_files import gradient, make_image
+        import httpx
+        if __name__ == "__main__":
+            with omni_server(sys.argv[1]) as server:
+                print(server.engine.engine_pid, flush=True)
+                body = {"messages": [user(image_part(make_image(gradient(640, 640))))]}
+                while True:
+                    url = f"{server.url}/v1/chat/completions"
+                    httpx.post(url, json=body | {"max_tokens": 1}, timeout=60)
+        """
+    )
+    here = Path(__file__).parent
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "client.py"
+        path.write_text(program)
+        with subprocess.Popen(
+            [sys.executable, str(path), omni, str(here), str(here.parent)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        ) as client:
+            engine = int(client.stdout.readline())
+            time.sleep(0.5)
+            client.kill()
+        until(lambda: not exists(engine))
