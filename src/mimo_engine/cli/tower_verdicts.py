@@ -148,7 +148,7 @@ def _by_captions(
 ) -> Verdict:
     """margin: `picture_margin`."""
     if margin.num < MIN_CAPTIONS:
-        reason = f"{margin.num} captions, and at least {MIN_CAPTIONS} are needed"
+        reason = f"captions: {margin.num}, and at least {MIN_CAPTIONS} are needed"
         return Verdict(setting=setting, finding=NOTHING, reason=reason)
     if not margin.exceeds(CONTROL_ERRORS):
         reason = "captions are not clearly likelier with their own picture than with another's"

@@ -143,7 +143,7 @@ def test_random_numbers_conclude_nothing(num, num_allowed):
 def test_seven_captions_are_too_few_and_eight_are_not():
     few, enough = experiment(num=7), experiment(num=8)
     assert findings(few)["vision_merger_norm"] == NOTHING
-    assert reason(few, "vision_merger_norm") == "7 captions, and at least 8 are needed"
+    assert reason(few, "vision_merger_norm") == "captions: 7, and at least 8 are needed"
     assert findings(enough)["vision_merger_norm"] == "rmsnorm"
 
 
