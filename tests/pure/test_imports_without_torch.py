@@ -17,7 +17,10 @@ for module in pkgutil.walk_packages(getattr(package, "__path__", []), package.__
 """
 
 
-@pytest.mark.parametrize("package", ["config", "messages", "cache", "scheduler", "chat", "grammar"])
+PACKAGES = ("config", "messages", "cache", "scheduler", "chat", "grammar", "multimodal", "server")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
 def test_a_package_imports_without_torch(package):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", PROGRAM, f"mimo_engine.{package}"],

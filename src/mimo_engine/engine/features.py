@@ -66,7 +66,8 @@ class FeatureSender:
                 fds = [shared.fileno() for shared in features[first : first + _MAX_FDS]]
                 socket.send_fds(self._socket, [request_id], fds)
         except OSError as error:
-            logger.warning("the features of a request were not sent: %s", error)
+            # As text: whoever keeps the record must not keep the features on the error's frames.
+            logger.warning("the features of a request were not sent: %s", str(error))
 
 
 class FeatureReceiver:

@@ -19,7 +19,7 @@ from mimo_engine.cache.encoder import EncoderCache
 from mimo_engine.cache.manager import CacheManager
 from mimo_engine.config.sampling import SamplingParams
 from mimo_engine.errors import RequestError
-from mimo_engine.messages import MediaItem, MediaSpan, NewRequest
+from mimo_engine.messages import MediaItem, MediaSpan, NewRequest, TokenOutput
 from mimo_engine.scheduler.plan import StepPlan, StepResult
 from mimo_engine.scheduler.scheduler import Scheduler
 
@@ -164,88 +164,100 @@ def expected_output(new: NewRequest, setup: Setup) -> list[int]:
             return output
 
 
-def prove(setup: Setup, seed: int, num_steps: int, *, capacity: int, broken=frozenset()) -> dict:
-    rng = random.Random(seed)
-    cache = CacheManager(setup.scheduler()[1].layout, setup.prefix_caching)
-    encoder = EncoderCache(capacity)
-    scheduler = Scheduler(
-        setup_config(setup),
-        cache,
-        max_model_len=setup.max_model_len,
-        eos_token_ids=EOS,
-        seed=7,
-        encoder=encoder,
-        max_encoder_tokens=MAX_ENCODER_TOKENS,
-    )
-    towers = Towers(broken=broken)
-    worker = MediaWorker(setup, towers)
-    live: dict[str, NewRequest] = {}
-    texts: dict[str, list[int]] = {}
-    counts = {"added": 0, "done": 0, "aborted": 0, "errors": 0}
+class Driver:
+    """A scheduler, the memory worker and the towers, driven at random."""
 
-    def step() -> None:
-        plan = scheduler.plan()
-        cache.check()
-        encoder.check_invariants()
+    def __init__(self, setup: Setup, seed: int, capacity: int, broken: frozenset[bytes]) -> None:
+        self.setup = setup
+        self.rng = random.Random(seed)
+        self.capacity = capacity
+        self.cache = CacheManager(setup.scheduler()[1].layout, setup.prefix_caching)
+        self.encoder = EncoderCache(capacity)
+        self.scheduler = Scheduler(
+            setup.scheduler()[0]._config,
+            self.cache,
+            max_model_len=setup.max_model_len,
+            eos_token_ids=EOS,
+            seed=7,
+            encoder=self.encoder,
+            max_encoder_tokens=MAX_ENCODER_TOKENS,
+        )
+        self.towers = Towers(broken=broken)
+        self.worker = MediaWorker(setup, self.towers)
+        self.live: dict[str, NewRequest] = {}
+        self.texts: dict[str, list[int]] = {}
+        self.counts = {"added": 0, "done": 0, "aborted": 0, "errors": 0}
+
+    def step(self) -> None:
+        plan = self.scheduler.plan()
+        self.cache.check()
+        self.encoder.check_invariants()
         if plan is None:
-            assert not scheduler.has_work
+            assert not self.scheduler.has_work
             return
         assert plan.rows or plan.encode or plan.forget
-        result = worker.run(plan)
-        if live and rng.random() < 0.1:
-            abort()
-        for output in scheduler.apply(plan, result):
-            new = live.get(output.request_id)
-            assert new is not None, "an output of a request that has ended"
-            texts.setdefault(output.request_id, []).extend(output.token_ids)
-            if output.finish_reason is None:
-                continue
-            del live[output.request_id]
-            if output.finish_reason == "error":
-                assert any(item.content_hash in broken for item in new.media)
-                counts["errors"] += 1
-            else:
-                assert texts[output.request_id] == expected_output(new, setup)
-                counts["done"] += 1
-        encoder.check_invariants()
+        result = self.worker.run(plan)
+        if self.live and self.rng.random() < 0.1:
+            self.abort()
+        for output in self.scheduler.apply(plan, result):
+            self.take(output)
+        self.encoder.check_invariants()
 
-    def abort() -> None:
-        request_id = rng.choice(list(live))
-        assert scheduler.abort(request_id)
-        del live[request_id]
-        counts["aborted"] += 1
-
-    for number in range(num_steps):
-        if rng.random() < 0.4:
-            new = random_media_request(rng, number, setup.max_model_len)
-            try:
-                scheduler.add(new)
-            except RequestError:
-                assert sum({i.content_hash: i.num_rows for i in new.media}.values()) > capacity
-                continue
-            counts["added"] += 1
-            live[new.request_id] = new
-            for item in new.media:
-                towers.add(item)
-        elif rng.random() < 0.1 and live:
-            abort()
+    def take(self, output: TokenOutput) -> None:
+        new = self.live.get(output.request_id)
+        assert new is not None, "an output of a request that has ended"
+        text = self.texts.setdefault(output.request_id, [])
+        text.extend(output.token_ids)
+        if output.finish_reason is None:
+            return
+        del self.live[output.request_id]
+        if output.finish_reason == "error":
+            assert any(item.content_hash in self.towers.broken for item in new.media)
+            self.counts["errors"] += 1
         else:
-            step()
+            assert text == expected_output(new, self.setup)
+            self.counts["done"] += 1
+
+    def abort(self) -> None:
+        request_id = self.rng.choice(list(self.live))
+        assert self.scheduler.abort(request_id)
+        del self.live[request_id]
+        self.counts["aborted"] += 1
+
+    def add(self, number: int) -> None:
+        new = random_media_request(self.rng, number, self.setup.max_model_len)
+        try:
+            self.scheduler.add(new)
+        except RequestError:
+            wanted = sum({item.content_hash: item.num_rows for item in new.media}.values())
+            assert wanted > self.capacity
+            return
+        self.counts["added"] += 1
+        self.live[new.request_id] = new
+        for item in new.media:
+            self.towers.add(item)
+
+
+def prove(setup: Setup, seed: int, num_steps: int, *, capacity: int, broken=frozenset()) -> dict:
+    driver = Driver(setup, seed, capacity, broken)
+    for number in range(num_steps):
+        if driver.rng.random() < 0.4:
+            driver.add(number)
+        elif driver.rng.random() < 0.1 and driver.live:
+            driver.abort()
+        else:
+            driver.step()
     for _ in range(5000):
-        if not scheduler.has_work:
+        if not driver.scheduler.has_work:
             break
-        step()
-    assert not scheduler.has_work, "livelock"
-    assert not live
+        driver.step()
+    assert not driver.scheduler.has_work, "livelock"
+    assert not driver.live
     # No features outlive the requests, and the rows that are kept fit.
-    assert not towers.features
-    assert encoder.num_rows <= max(capacity, 0)
-    assert {key for key, count in towers.units.items() if count} == set(encoder._idle)
-    return counts | {"units": towers.num_encoded, "reused": encoder.num_reused_rows}
-
-
-def setup_config(setup: Setup):
-    return setup.scheduler()[0]._config
+    assert not driver.towers.features
+    assert driver.encoder.num_rows <= capacity
+    assert {key for key, count in driver.towers.units.items() if count} == set(driver.encoder._idle)
+    return driver.counts | {"reused": driver.encoder.num_reused_rows}
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
