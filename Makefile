@@ -43,7 +43,7 @@ ifeq ($(MODEL),$(RANDOM_MODEL))
 MODEL_READY := $(RANDOM_MODEL)/config.json
 endif
 
-$(RANDOM_MODEL)/config.json: src/mimo_engine/cli/random_checkpoint.py | $(STAMP)
+$(RANDOM_MODEL)/config.json: $(wildcard src/mimo_engine/cli/*_files.py) src/mimo_engine/cli/random_checkpoint.py | $(STAMP)
 	rm -rf $(RANDOM_MODEL)
 	$(BIN)/mimo-engine random-checkpoint $(RANDOM_MODEL)
 

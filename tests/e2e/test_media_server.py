@@ -95,6 +95,12 @@ VIDEOS = {
     "h264": ({"fps": 4}, 16, 4, 0),
     "h264 with sound": ({"fps": 4, "sound": tone(4.0), "sound_codec": "aac"}, 16, 4, 26),
     "h264 with shorter sound": ({"fps": 4, "sound": tone(1.5), "sound_codec": "aac"}, 16, 4, 10),
+    "h264 with hardly any sound": (
+        {"fps": 4, "sound": tone(0.01), "sound_codec": "pcm_s16le", "container": "matroska"},
+        16,
+        4,
+        0,
+    ),
     "vp9": ({"fps": 4, "codec": "libvpx-vp9", "container": "webm"}, 12, 4, 0),
     "variable rate": ({"times_s": [0, 0.1, 0.2, 1.5, 1.6, 3.0, 3.1, 4.0]}, 8, 4, 0),
 }

@@ -2,7 +2,7 @@
 
 import sys
 
-from mimo_engine.bench import grammar, load, parser, scheduler, step
+from mimo_engine.bench import audio, grammar, load, media, parser, scheduler, step, vision
 
 if len(sys.argv) != 2:
     sys.exit("usage: python -m mimo_engine.bench MODEL")
@@ -11,3 +11,6 @@ parser.main([])
 step.main(sys.argv[1])
 grammar.main(sys.argv[1])
 load.main(sys.argv[1])
+audio.main([])
+media.main([])
+vision.main([])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from tyro.conf import Positional
 
 from mimo_engine.checkpoint.report import CheckpointReport, inspect_checkpoint
+from mimo_engine.cli.tower_check import TowerOptions, check_towers
 from mimo_engine.config.engine import ModelSettings
 from mimo_engine.config.media import load_media_config
 from mimo_engine.config.media_settings import MediaFacts
@@ -20,7 +21,8 @@ class Command:
     """Compare a checkpoint's files with its config.json. Exits with 1 when they do not fit.
 
     MODEL is a directory or a name on the hub. Reads headers only, unless --deep. With --text-only
-    the towers for images and sound are not looked at.
+    the towers for images and sound are not looked at. With --towers a checkpoint that is whole is
+    also loaded and shown pictures, to find out how its towers were trained.
     """
 
     model: Positional[str]
@@ -31,6 +33,7 @@ class Command:
     """Read all data too, for NaN, infinity and unusable scales."""
     settings: ModelSettings = field(default_factory=ModelSettings)
     media: MediaFacts = field(default_factory=MediaFacts)
+    tower_check: TowerOptions = field(default_factory=TowerOptions)
 
 
 def run(command: Command) -> int:
@@ -61,6 +64,8 @@ def run(command: Command) -> int:
         print(f"{model_dir}: {len(report.problems)} problems", file=sys.stderr)
         return 1
     print("whole: every tensor has its place, every parameter its tensor")
+    if command.tower_check.towers:
+        check_towers(model_dir, command.tower_check, command.settings, command.media, media)
     return 0
 
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mimo_engine.errors import RequestError
 from mimo_engine.multimodal.shared_arrays import SharedArrays
 
-__all__ = ["AudioFeatures", "VisionFeatures"]
+__all__ = ["AudioFeatures", "SoundTooShortError", "VisionFeatures"]
+
+
+class SoundTooShortError(RequestError):
+    """A clip without enough samples for a frame of features. As a video's own it is no sound."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mimo_engine.config.processor import ProcessorConfig
-from mimo_engine.errors import RequestError
+from mimo_engine.multimodal.features import SoundTooShortError
 
 __all__ = ["LogMel", "log_mel", "mel_filterbank"]
 
@@ -74,10 +74,10 @@ class LogMel:
         return self._take() if self._has_start else self._no_frames()
 
     def finish(self) -> np.ndarray:
-        """The frames [k, mels] that reach past the end. RequestError: the signal is too short."""
+        """The frames [k, mels] that reach past the end. Raises SoundTooShortError."""
         if not self._has_start:
             least = self._margin + 1
-            raise RequestError(
+            raise SoundTooShortError(
                 f"the sound has {self._received} samples at {self._rate:,} Hz, and the least is "
                 f"{least} ({1000 * least / self._rate:.0f} ms): send a longer one"
             )

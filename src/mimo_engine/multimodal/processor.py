@@ -24,7 +24,7 @@ from mimo_engine.config.processor import ProcessorConfig
 from mimo_engine.errors import RequestError
 from mimo_engine.messages import EngineInfo, MediaItem, MediaSpan
 from mimo_engine.multimodal.audio import audio_features
-from mimo_engine.multimodal.features import AudioFeatures, VisionFeatures
+from mimo_engine.multimodal.features import AudioFeatures, SoundTooShortError, VisionFeatures
 from mimo_engine.multimodal.fetch import MediaFetcher
 from mimo_engine.multimodal.image import image_features
 from mimo_engine.multimodal.inputs import (
@@ -196,8 +196,10 @@ class MediaProcessor:
         data = await self._fetcher.fetch(video.source, where)
         sound_data = data if audio is None else await self._fetcher.fetch(audio.source, where)
         vision = await self._run(where, self._video, video, data)
-        has_sound = audio is not None or await self._run(where, _has_sound, video, data)
-        sound = await self._run(where, self._sound, sound_data) if has_sound else None
+        if audio is not None:
+            sound = await self._run(where, self._sound, sound_data)
+        else:
+            sound = await self._run(where, self._own_sound, video, data)
         return _Decoded(kind="video", vision=vision, audio=sound)
 
     async def _run(self, where: str, work: Callable[..., T], *arguments: Any) -> T:
@@ -251,6 +253,21 @@ class MediaProcessor:
     def _sound(self, data: Any) -> AudioFeatures:
         assert self._config is not None
         return audio_features(data, self._config, self._limits)
+
+    def _own_sound(self, video: VideoInput, data: Any) -> AudioFeatures | None:
+        """The sound that goes with a video's pictures; None: it has none, or is not to."""
+        if video.use_audio is False or isinstance(data, tuple):
+            return None
+        if has_audio_stream(data):
+            try:
+                return self._sound(data)
+            except SoundTooShortError:
+                if video.use_audio:
+                    raise
+                return None
+        if video.use_audio:
+            raise RequestError("use_audio is true, but the video has no sound: leave use_audio out")
+        return None
 
     def _assemble(
         self,
@@ -332,17 +349,6 @@ def _shown(messages: Sequence[Message], kinds: Sequence[MediaKind]) -> list[Mess
             message = {**message, "content": parts}
         shown.append(message)
     return shown
-
-
-def _has_sound(video: VideoInput, data: Any) -> bool:
-    """Whether the video's own sound goes with its pictures."""
-    if video.use_audio is False or isinstance(data, tuple):
-        return False
-    if has_audio_stream(data):
-        return True
-    if video.use_audio:
-        raise RequestError("use_audio is true, but the video has no sound: leave use_audio out")
-    return False
 
 
 def _tokens_per_step(vision: VisionFeatures, config: ProcessorConfig) -> int:

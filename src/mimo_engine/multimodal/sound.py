@@ -42,10 +42,9 @@ _FLOATS = ("float16", "float32", "float64")
 _TYPES = {"u8": "uint8", "s16": "int16", "s32": "int32", "flt": "float32", "dbl": "float64"}
 """Numpy's name of FFmpeg's sample formats, whose own name ends with p when planar."""
 
-# FFmpeg also knows formats that name other files or addresses to be opened: none of these.
-_DEMUXERS = (
-    "aac,ac3,aiff,amr,asf,au,avi,caf,eac3,flac,flv,matroska,mov,mp3,mpeg,mpegts,ogg,w64,wav,webm"
-)
+# FFmpeg also knows formats that name other files or addresses to be opened: none of these. Nor
+# those made for broadcasting, where streams turn up midway, which PyAV does not expect.
+_DEMUXERS = "aac,ac3,aiff,amr,asf,au,avi,caf,eac3,flac,matroska,mov,mp3,ogg,w64,wav,webm"
 _BARE_STREAMS = ("mp3", "aac")
 _USUAL_FORMATS = "WAV, MP3, FLAC, Ogg, M4A or WebM"
 
@@ -83,10 +82,12 @@ def file_blocks(source: bytes | Path) -> Generator[SoundBlock]:
                 options={"format_whitelist": _DEMUXERS, "protocol_whitelist": "none"},
             ) as container:
                 yield from _joined(_frames(container))
-        except FFmpegError as error:
+        except (FFmpegError, IndexError) as error:
+            # IndexError is PyAV's own: a packet of a stream that the file had not announced.
+            reason = error.strerror if isinstance(error, FFmpegError) else "unannounced stream"
             raise RequestError(
-                f"the sound cannot be decoded ({error.strerror}): the file is damaged, cut off or "
-                f"of an unknown format; send it whole, as {_USUAL_FORMATS}"
+                f"the sound cannot be decoded ({reason}): the file is damaged, cut off or of an "
+                f"unknown format; send it whole, as {_USUAL_FORMATS}"
             ) from error
 
 

@@ -61,7 +61,10 @@ FLAGS = {
     "generate": ENGINE
     | {"--prompt", "--chat", "--no-chat", "--max-tokens"}
     | {"--temperature", "--top-p", "--top-k", "--seed"},
-    "check": SETTINGS | MEDIA_FACTS | {"--tensors", "--no-tensors", "--deep", "--no-deep"},
+    "check": SETTINGS
+    | MEDIA_FACTS
+    | {"--tensors", "--no-tensors", "--deep", "--no-deep", "--towers", "--no-towers"}
+    | {"--captions", "--dtype", "--device", "--tensor-parallel-size"},
     "random-checkpoint": {"--like", "--layout", "--format", "--seed", "--vocab-size"}
     | {"--num-layers", "--num-mtp-layers", "--num-experts"}
     | {"--hidden-size", "--intermediate-size", "--moe-intermediate-size"}
@@ -125,6 +128,8 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         pytest.param(["plan", "m", "--wings", "2"], id="unknown flag"),
         pytest.param(["plan", "m", "--gpus", "two"], id="not a number"),
         pytest.param(["plan", "m", "--page-size", "3"], id="out of bounds"),
+        pytest.param(["check", "m", "--towers"], id="incomplete"),
+        pytest.param(["check", "m", "--device", "cpu"], id="of no effect"),
         pytest.param(
             ["random-checkpoint", "m", "--text-only", "--small-towers"], id="contradiction"
         ),

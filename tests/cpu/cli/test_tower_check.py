@@ -256,6 +256,17 @@ def test_a_caption_that_cannot_be_scored_names_its_line_before_anything_is_loade
     assert not pretended.facts
 
 
+@pytest.mark.parametrize("refused", ["checkpoint", "flag"])
+def test_without_towers_there_is_nothing_to_check(model, captions, tmp_path, capsys, refused):
+    text, flags = str(model), ["--text-only"]
+    if refused == "checkpoint":
+        text, flags = str(tmp_path / "text"), []
+        assert main(["random-checkpoint", text, "--text-only"]) == 0
+    capsys.readouterr()
+    assert main(["check", "--towers", text, "--captions", captions, *flags]) == 1
+    assert capsys.readouterr().err.startswith("error: --towers needs towers: ")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
