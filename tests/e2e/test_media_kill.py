@@ -68,7 +68,7 @@ def test_an_engine_killed_while_it_encodes_leaves_nothing(omni):
         video = video_part(make_video([numbered_frame(i) for i in range(240)], fps=8), fps=8)
         assert post(server, picture, "What?").status_code == 200
         until(lambda: not holds_features())
-        files, directories = num_files(), len(list(Path(tempfile.gettempdir()).glob("mimo-*")))
+        files = num_files()
         for _ in range(2):
             pid = server.engine.engine_pid
             with ThreadPoolExecutor(3) as clients:
@@ -82,7 +82,6 @@ def test_an_engine_killed_while_it_encodes_leaves_nothing(omni):
         assert post(server, picture, "What?").status_code == 200
         until(lambda: not holds_features(server.engine.engine_pid))
         until(lambda: num_files() <= files)
-        assert len(list(Path(tempfile.gettempdir()).glob("mimo-*"))) == directories
         pid = server.engine.engine_pid
     until(lambda: not exists(pid))
 

@@ -109,11 +109,11 @@ class MediaProcessor:
         cls, config: EngineConfig, info: EngineInfo, tokenizer: Tokenizer, limits: MediaLimits
     ) -> MediaProcessor:
         """The processor whose features the engine of `config` takes."""
-        media = served_media(config)
-        dtype = info.feature_dtype
-        if media is None or dtype is None:
+        if info.feature_dtype is None:
             return cls(None, tokenizer, limits)
-        return cls(media.processor, tokenizer, limits, dtype=dtype)
+        media = served_media(config)
+        assert media is not None, "the engine has towers"
+        return cls(media.processor, tokenizer, limits, dtype=info.feature_dtype)
 
     async def process_mm_data_async(
         self, messages: Sequence[Message], *, render: Render
