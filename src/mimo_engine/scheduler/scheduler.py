@@ -159,7 +159,10 @@ class Scheduler:
         while budget and not pages_ran_out and self._waiting and self._free_slots:
             request = self._waiting[0]
             if not self._admit(request, admissions):
-                break
+                if self._waiting and self._waiting[0] is request:
+                    break
+                # It went back to have its media encoded: the next one may be admitted.
+                continue
             num_tokens, pages_ran_out = self._fit(request, budget)
             assert num_tokens
             rows.append(self._row(request, num_tokens))
