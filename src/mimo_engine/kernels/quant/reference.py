@@ -132,7 +132,8 @@ def encode_fp8(weight: torch.Tensor, grid: RowGrid) -> tuple[torch.Tensor, torch
         values = weight[rows].float()
         padded = torch.nn.functional.pad(values, (0, num_column_blocks * FP8_BLOCK - num_columns))
         amax = padded.abs().view(len(values), num_column_blocks, FP8_BLOCK).amax(dim=(0, 2))
-        scale = torch.where(amax > 0, amax / FP8_MAX, 1.0)
+        # In double: CUDA divides a float by a constant through its reciprocal, a bit off the CPU.
+        scale = torch.where(amax > 0, amax.double() / FP8_MAX, 1.0).float()
         by_column = scale.repeat_interleave(FP8_BLOCK)[:num_columns]
         data[rows] = (values / by_column).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
         scales[scale_row] = scale
