@@ -22,7 +22,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from mimo_engine.chat.detokenize import OutputText
-from mimo_engine.chat.template import ChatTemplate, normalise_messages
+from mimo_engine.chat.template import ChatTemplate
 from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.config.engine import (
     CacheConfig,
@@ -191,7 +191,7 @@ class LLM:
         def render(shown: Sequence[Mapping[str, Any]]) -> str:
             return template.render(shown, tools=tools, template_kwargs=chat_template_kwargs)
 
-        conversations = [normalise_messages(one) for one in _as_conversations(messages)]
+        conversations = _as_conversations(messages)
         # A thread of its own: the caller's may have an event loop already, as in a notebook.
         with ThreadPoolExecutor(1) as thread:
             prompts = thread.submit(asyncio.run, self._process(conversations, render)).result()

@@ -14,8 +14,10 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
+from mimo_engine.chat.template import ChatTemplate, normalise_messages
 from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.config.engine import EngineConfig
 from mimo_engine.config.media import served_media
@@ -116,12 +118,16 @@ class MediaProcessor:
         return cls(media.processor, tokenizer, limits, dtype=info.feature_dtype)
 
     async def process_mm_data_async(
-        self, messages: Sequence[Message], *, render: Render
+        self, messages: Sequence[Message], *, render: Render | None = None
     ) -> MultimodalProcessorOutput:
-        """Fetch and decode the media of normalised `messages`, render them, lay out the tokens.
+        """Fetch and decode the media of `messages`, render them, lay out the tokens.
 
-        Raises RequestError, whose message and `param` name the part at fault.
+        messages: as a request has them. render: turns them into text; None: the checkpoint's own
+        template does, with its defaults. Raises RequestError, whose message and `param` name the
+        part at fault.
         """
+        messages = await asyncio.to_thread(normalise_messages, messages)
+        render = render or self._template.render
         parts = list(_media_parts(messages))
         if not parts:
             text = await asyncio.to_thread(render, messages)
@@ -146,6 +152,13 @@ class MediaProcessor:
         split = split_prompt(text, kinds)
         decoded = await self._all(inputs)
         return await asyncio.to_thread(self._assemble, text, split.texts, decoded, self._config)
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        source = self._tokenizer.chat_template
+        if source is None:
+            raise RequestError("this checkpoint has no chat template", param="messages")
+        return ChatTemplate(source, special_tokens=self._tokenizer.special_tokens)
 
     async def close(self) -> None:
         await self._fetcher.close()

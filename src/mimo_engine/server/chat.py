@@ -3,7 +3,6 @@ reasoning, content and tool calls."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -16,7 +15,6 @@ from fastapi import APIRouter, Request, Response
 from msgspec import UNSET
 
 from mimo_engine.chat.stream_parser import StreamParser, Thinking, thinking_after
-from mimo_engine.chat.template import normalise_messages
 from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.chat.tools import ToolSchema, tool_schemas
 from mimo_engine.config.sampling import GrammarSpec, SamplingParams, ThinkingSpec
@@ -84,7 +82,6 @@ async def conversation_prompt(
             param="messages",
         )
     tools = [_without_nulls(tool) for tool in body.shown_tools()]
-    messages = await asyncio.to_thread(normalise_messages, body.messages)
 
     def render(shown: Sequence[Mapping[str, Any]]) -> str:
         return template.render(
@@ -95,7 +92,7 @@ async def conversation_prompt(
             template_kwargs=body.template_kwargs(),
         )
 
-    return await context.media.process_mm_data_async(messages, render=render)
+    return await context.media.process_mm_data_async(body.messages, render=render)
 
 
 def _without_nulls(tool: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mimo_engine.config.processor import ProcessorConfig
+from media_config import processor_config
 from mimo_engine.multimodal.interleave import (
     audio_layout,
     deal_audio,
@@ -16,45 +16,7 @@ from mimo_engine.multimodal.interleave import (
     video_layout,
 )
 
-CONFIG = ProcessorConfig(
-    patch_size=16,
-    merge_size=2,
-    temporal_patch_size=2,
-    image_min_pixels=8192,
-    image_max_pixels=8388608,
-    video_min_pixels=8192,
-    video_max_pixels=8388608,
-    video_total_max_pixels=268435456,
-    temporal_compression_ratio=1,
-    fps=1.0,
-    min_frames=8,
-    max_frames=3600,
-    interleave_s=0.0,
-    sampling_rate=24000,
-    num_mels=128,
-    fft_size=960,
-    hop=240,
-    mel_fmin=0.0,
-    mel_fmax=12000.0,
-    segment_frames=6000,
-    frames_per_token=16,
-    image_mean=(0.0, 0.0, 0.0),
-    image_std=(1.0, 1.0, 1.0),
-    uses_hub_resize_rule=False,
-    resize_filter="bilinear",
-    image_alpha="white",
-    exif_orientation="apply",
-    video_step_without_audio="none",
-    image_token_id=151655,
-    video_token_id=151656,
-    audio_token_id=151669,
-    vision_start_token_id=151652,
-    vision_end_token_id=151653,
-    video_start_token_id=151670,
-    video_end_token_id=151671,
-    audio_start_token_id=151673,
-    audio_end_token_id=151674,
-)
+CONFIG = processor_config()
 
 
 def encode(text: str) -> list[int]:
