@@ -25,7 +25,6 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import httpcore
 
-from mimo_engine import __version__
 from mimo_engine.config.media_settings import MediaLimits
 from mimo_engine.errors import RequestError
 from mimo_engine.multimodal.addresses import is_public, literal_address
@@ -42,7 +41,7 @@ MAX_URL_CHARS = 16_384
 CONNECT_TIMEOUT_S = 10.0
 """For one address of a host, so that a second one has its turn. The whole has its own limit."""
 
-_USER_AGENT = f"mimo-engine/{__version__}"
+_USER_AGENT = "mimo-engine"
 _REDIRECTS = (301, 302, 303, 307, 308)
 _NOT_IN_URLS = re.compile(r"[\x00-\x20\x7f\\]")
 _HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?")
