@@ -2,9 +2,9 @@
 
 Byte-level BPE with the family's normaliser, pre-tokenizer and decoder, and with every special token
 of the family by name and in order, after the base vocabulary as in the real one (protocol.md 1.1,
-1.2). Only the ids differ, because the base vocabulary is small. The merges are learned from the
-text below by the plain algorithm, so that the files are the same on every machine and in every run,
-and writing them needs no library.
+1.2). Only the ids differ, because the base vocabulary is small. Unless a caller has better ones,
+the merges are learned from the text below by the plain algorithm, so that the files are the same on
+every machine and in every run, and writing them needs no library.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +20,10 @@ from typing import Any
 
 from mimo_engine.errors import ConfigError
 
-__all__ = ["SyntheticVocab", "write_synthetic_tokenizer"]
+__all__ = ["Merge", "SyntheticVocab", "media_token_ids", "write_synthetic_tokenizer"]
+
+Merge = tuple[str, str]
+"""Two tokens that become one, as byte-level BPE writes their bytes."""
 
 # In the family's order, with the flag `special`: Qwen3's, from which the older ones come.
 _ADDED = {
@@ -57,6 +61,19 @@ _ADDED = {
     "<|mimo_audio_end|>": True,
 }
 _STOP_NAMES = ("<|endoftext|>", "<|im_end|>", "<|mimo_audio_eod|>")
+
+_MEDIA_TOKENS = {
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+    "audio_token_id": "<|audio_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+    "video_start_token_id": "<|mimo_video_start|>",
+    "video_end_token_id": "<|mimo_video_end|>",
+    "audio_start_token_id": "<|mimo_audio_start|>",
+    "audio_end_token_id": "<|mimo_audio_end|>",
+}
+_TOP_LEVEL = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 _MIN_VOCAB_SIZE = 256 + len(_ADDED)
 
@@ -102,19 +119,26 @@ class SyntheticVocab:
 
 
 def write_synthetic_tokenizer(
-    directory: Path, *, chat_template: str, vocab_size: int = 512
+    directory: Path,
+    *,
+    chat_template: str,
+    vocab_size: int = 512,
+    merges: Sequence[Merge] | None = None,
 ) -> SyntheticVocab:
     """Write tokenizer.json, tokenizer_config.json and generation_config.json into `directory`.
 
-    The vocabulary has at most `vocab_size` tokens, the special ones included; fewer when the text
-    has no more merges to give. ConfigError: too small for every byte and every special token.
+    The vocabulary has at most `vocab_size` tokens, the special ones included; fewer when there are
+    no more merges to give. merges: the most frequent first; None: those of the text below.
+    ConfigError: too small for every byte and every special token.
     """
     if vocab_size < _MIN_VOCAB_SIZE:
         raise ConfigError(
             f"a vocabulary of {vocab_size} is too small: 256 bytes and {len(_ADDED)} special "
             f"tokens need {_MIN_VOCAB_SIZE}"
         )
-    vocab, merges = _learn(vocab_size - len(_ADDED))
+    num_merges = vocab_size - _MIN_VOCAB_SIZE
+    merges = _learn(num_merges) if merges is None else merges[:num_merges]
+    vocab = _vocab(merges)
     ids = {name: len(vocab) + i for i, name in enumerate(_ADDED)}
     written = SyntheticVocab(num_tokens=len(vocab) + len(ids), ids=ids)
     files = {
@@ -128,15 +152,23 @@ def write_synthetic_tokenizer(
     return written
 
 
-def _learn(num_tokens: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Byte-pair encoding: merge the most frequent pair, the smallest of equals, until full."""
+def media_token_ids(raw: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, Any]:
+    """The keys of `raw`, a config.json with towers, that hold ids of media tokens, with those of a
+    tokenizer's tokens by name: processor_config, and four of them at the top, as released."""
+    by_key = {key: ids[token] for key, token in _MEDIA_TOKENS.items()}
+    processor = {**raw["processor_config"], **by_key, "pad_token_id": ids["<|endoftext|>"]}
+    return {**{key: by_key[key] for key in _TOP_LEVEL}, "processor_config": processor}
+
+
+def _learn(num_merges: int) -> list[Merge]:
+    """Byte-pair encoding: merge the most frequent pair, the smallest of equals, until enough."""
     symbols = _byte_symbols()
-    vocab = {symbol: i for i, symbol in enumerate(sorted(symbols))}
-    merges: list[tuple[str, str]] = []
+    tokens = set(symbols)
+    merges: list[Merge] = []
     counts = Counter(_LEARNING_SPLIT.findall(_TEXT))
     words = [([symbols[b] for b in word.encode("utf-8")], n) for word, n in sorted(counts.items())]
-    while len(vocab) < num_tokens:
-        pairs: Counter[tuple[str, str]] = Counter()
+    while len(tokens) < len(symbols) + num_merges:
+        pairs: Counter[Merge] = Counter()
         for parts, count in words:
             for pair in pairwise(parts):
                 pairs[pair] += count
@@ -144,12 +176,20 @@ def _learn(num_tokens: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
             break
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
-        vocab.setdefault("".join(best), len(vocab))
+        tokens.add("".join(best))
         words = [(_merge(parts, best), count) for parts, count in words]
-    return vocab, merges
+    return merges
 
 
-def _merge(parts: list[str], pair: tuple[str, str]) -> list[str]:
+def _vocab(merges: Sequence[Merge]) -> dict[str, int]:
+    """Ids: the bytes, then what each merge makes."""
+    vocab = {symbol: i for i, symbol in enumerate(sorted(_byte_symbols()))}
+    for pair in merges:
+        vocab.setdefault("".join(pair), len(vocab))
+    return vocab
+
+
+def _merge(parts: list[str], pair: Merge) -> list[str]:
     merged: list[str] = []
     for part in parts:
         if merged and (merged[-1], part) == pair:
@@ -178,7 +218,7 @@ def _added_token(name: str) -> dict[str, Any]:
 
 
 def _tokenizer(
-    vocab: dict[str, int], merges: list[tuple[str, str]], ids: dict[str, int]
+    vocab: dict[str, int], merges: Sequence[Merge], ids: dict[str, int]
 ) -> dict[str, Any]:
     byte_level = {
         "type": "ByteLevel",

@@ -26,7 +26,10 @@ from mimo_engine.checkpoint.export import ExportFormat, export_checkpoint, expor
 from mimo_engine.checkpoint.export_towers import TowerExport, write_tower_configs
 from mimo_engine.checkpoint.names import Placement, placements
 from mimo_engine.checkpoint.params import parameter_specs
-from mimo_engine.checkpoint.synthetic_tokenizer import write_synthetic_tokenizer
+from mimo_engine.checkpoint.synthetic_tokenizer import (
+    media_token_ids,
+    write_synthetic_tokenizer,
+)
 from mimo_engine.checkpoint.tower_params import TowerParam, tower_params
 from mimo_engine.cli.model_argument import (
     num_mtp_layers,
@@ -38,7 +41,6 @@ from mimo_engine.cli.tower_files import (
     RELEASED_PREPROCESSOR,
     SMALL_AUDIO_TOKENIZER,
     SMALL_TOWERS,
-    media_token_ids,
 )
 from mimo_engine.config.audio import AUDIO_TOKENIZER_DIR
 from mimo_engine.config.media import MediaConfig, load_media_config

@@ -7,7 +7,6 @@ there, a missing file is an error.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from mimo_engine.config.processor import CLIP_STATS
@@ -17,7 +16,6 @@ __all__ = [
     "RELEASED_PREPROCESSOR",
     "SMALL_AUDIO_TOKENIZER",
     "SMALL_TOWERS",
-    "media_token_ids",
 ]
 
 RELEASED_AUDIO_TOKENIZER: dict[str, Any] = {
@@ -157,24 +155,3 @@ SMALL_TOWERS: dict[str, Any] = {
         "video_total_max_pixels": 268435456,
     },
 }
-
-_TOKENS = {
-    "image_token_id": "<|image_pad|>",
-    "video_token_id": "<|video_pad|>",
-    "audio_token_id": "<|audio_pad|>",
-    "vision_start_token_id": "<|vision_start|>",
-    "vision_end_token_id": "<|vision_end|>",
-    "video_start_token_id": "<|mimo_video_start|>",
-    "video_end_token_id": "<|mimo_video_end|>",
-    "audio_start_token_id": "<|mimo_audio_start|>",
-    "audio_end_token_id": "<|mimo_audio_end|>",
-}
-_TOP_LEVEL = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-
-
-def media_token_ids(raw: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, Any]:
-    """The keys of `raw`, a config.json with towers, that hold ids of media tokens, with those of a
-    tokenizer's tokens by name: processor_config, and four of them at the top, as released."""
-    by_key = {key: ids[token] for key, token in _TOKENS.items()}
-    processor = {**raw["processor_config"], **by_key, "pad_token_id": ids["<|endoftext|>"]}
-    return {**{key: by_key[key] for key in _TOP_LEVEL}, "processor_config": processor}
