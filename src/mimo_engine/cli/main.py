@@ -26,6 +26,7 @@ COMMANDS = {
     "generate": "complete one prompt on the terminal",
     "check": "is this checkpoint whole, and which layout has it",
     "plan": "what fits on which GPUs, from config.json alone",
+    "eval": "how well a served model answers: GSM8K, MMMU, speech, tool calls",
     "random-checkpoint": "write a checkpoint of the official layout with random weights",
 }
 

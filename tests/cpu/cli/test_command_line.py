@@ -69,6 +69,8 @@ FLAGS = {
     | {"--num-layers", "--num-mtp-layers", "--num-experts"}
     | {"--hidden-size", "--intermediate-size", "--moe-intermediate-size"}
     | {"--text-only", "--no-text-only", "--small-towers", "--no-small-towers"},
+    "eval": {"--url", "--model", "--data", "--files", "--limit", "--concurrency"}
+    | {"--max-tokens", "--thinking", "--timeout-s", "--output"},
     "plan": RUN | {"--gpus", "--gpu", "--gpu-gib", "--num-mtp-layers"},
 }
 
@@ -128,6 +130,11 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         pytest.param(["plan", "m", "--wings", "2"], id="unknown flag"),
         pytest.param(["plan", "m", "--gpus", "two"], id="not a number"),
         pytest.param(["plan", "m", "--page-size", "3"], id="out of bounds"),
+        pytest.param(["eval", "gsm8k", "--limit", "0"], id="not one item"),
+        pytest.param(["eval", "asr"], id="no data"),
+        pytest.param(["eval", "gsm8k", "--thinking", "on"], id="of no effect on the task"),
+        pytest.param(["eval", "demo", "--data", "rows.jsonl"], id="of data that are made"),
+        pytest.param(["eval", "gsm8k", "--url", "127.0.0.1:8000"], id="not a URL"),
         pytest.param(["check", "m", "--towers"], id="incomplete"),
         pytest.param(["check", "m", "--device", "cpu"], id="of no effect"),
         pytest.param(

@@ -1,0 +1,1 @@
+"""Evaluation of a served model over its HTTP API: questions, answers, scores."""

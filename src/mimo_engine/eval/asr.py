@@ -1,0 +1,76 @@
+"""Speech recognition: clips with their transcripts, and the share of words that are wrong."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from mimo_engine.errors import ConfigError
+from mimo_engine.eval.api import Reply, chat_request
+from mimo_engine.eval.evaluation import Evaluation, Grade, Item, Options, Question
+from mimo_engine.eval.rows import Row, read_rows
+from mimo_engine.eval.word_errors import num_word_errors, words_of
+
+__all__ = ["asr"]
+
+ANSWER_TOKENS = 2048
+INSTRUCTION = "Please transcribe this audio file"
+"""After the clip, as ports of the family's own recogniser ask (audio.md 8)."""
+
+
+def asr(options: Options) -> Evaluation:
+    """Rows with `audio` and `text`, as LibriSpeech and its like have them."""
+    assert options.data is not None
+    rows = read_rows(
+        options.data, hub_files="*test*", files=options.files, columns=("audio", "text")
+    )
+    max_tokens = options.tokens_for(ANSWER_TOKENS)
+    return Evaluation(
+        metric="word error rate",
+        items=[
+            _item(index, row, max_tokens, options.thinks)
+            for index, row in enumerate(rows[: options.limit])
+        ],
+        settings={
+            "max_tokens": max_tokens,
+            "thinking": options.thinks,
+            "instruction": INSTRUCTION,
+        },
+    )
+
+
+def _item(index: int, row: Row, max_tokens: int, thinks: bool) -> Item:
+    clip, text = row.media("audio"), row.text("text")
+    words = words_of(text)
+    if not words:
+        raise row.error("text has no words")
+
+    def pose() -> Question:
+        content = [
+            {"type": "audio_url", "audio_url": {"url": _data_uri(clip)}},
+            {"type": "text", "text": INSTRUCTION},
+        ]
+        message = {"role": "user", "content": content}
+        return Question(
+            request=chat_request([message], max_tokens=max_tokens, thinks=thinks),
+            expected=text,
+            grade=partial(_grade, words),
+        )
+
+    return Item(id=str(index), group="asr", pose=pose, total=len(words))
+
+
+def _grade(words: Sequence[str], reply: Reply) -> Grade:
+    num_wrong = num_word_errors(words, words_of(reply.text))
+    return Grade(count=num_wrong, answer=reply.text, note="" if reply.text else "empty")
+
+
+def _data_uri(clip: Path | bytes) -> str:
+    """The file as it is: what it is, it says itself."""
+    try:
+        content = clip if isinstance(clip, bytes) else clip.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{clip} cannot be read: {error.strerror}") from error
+    return f"data:audio/wav;base64,{base64.b64encode(content).decode()}"
