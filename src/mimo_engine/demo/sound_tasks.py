@@ -133,8 +133,9 @@ def sound_tasks(banks: SpeechBanks) -> tuple[MediaTask, ...]:
             name="pitch",
             modality="audio",
             definition=(
-                f"Whether a tone of 0.6 to 1.4 s is {', '.join(_SHAPES)}, in all by half an octave or "
-                "more. Baseline: any of them. Its middle is of one split's semitones. " + _PITCHES
+                f"Whether a tone of 0.6 to 1.4 s is {', '.join(_SHAPES)}: by half an octave or "
+                "more, or not at all. Baseline: any of them. Its middle is what the splits differ "
+                "by. " + _PITCHES
             ),
             baseline=1 / len(_SHAPES),
             questions=(

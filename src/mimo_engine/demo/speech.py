@@ -6,7 +6,9 @@ word in every voice of one split, so that examples are cut and pasted and nothin
 while they are drawn.
 
 eSpeak NG is GPL-3.0-or-later and comes with `espeakng-loader`, the extra `demo`. It keeps its state
-in globals: one synthesiser a process, and one caller at a time.
+in globals: one synthesiser a process, and one caller at a time. Part of that state, the tremor of
+a voice, goes on from word to word and cannot be reset. So a bank is the same to the bit if it is
+the first that its process makes, and sounds the same otherwise.
 """
 
 from __future__ import annotations
@@ -131,7 +133,7 @@ class SpeechBanks:
 
 
 def speech_bank(split: Split, accents: Sequence[str] = ACCENTS) -> Bank:
-    """All words in all voices of a split; the same each time. Raises ConfigError without eSpeak."""
+    """All words in all voices of a split. Raises ConfigError without eSpeak."""
     synthesiser = _synthesiser()
     voices = [f"{accent}+{speaker}" for accent in accents for speaker in SPEAKERS[split]]
     rng = random.Random(split)
@@ -179,6 +181,8 @@ class _Synthesiser:
     _DO_NOT_EXIT = 1 << 15
     _RATE, _PITCH = 1, 3
     _UTF8 = 1
+    _SEED = 1
+    """Of its breath and tremor; by default the time of day."""
     _POSITION_IS_CHARACTER = 1
     _CALLBACK = ctypes.CFUNCTYPE(
         ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
@@ -200,6 +204,7 @@ class _Synthesiser:
         )
         if self.rate <= 0:
             raise ConfigError("eSpeak NG did not start: reinstall espeakng-loader")
+        self._library.espeak_ng_SetRandSeed(ctypes.c_long(self._SEED))
         self._blocks: list[np.ndarray] = []
         # Kept: the library holds no reference of its own.
         self._callback = self._CALLBACK(self._take)
