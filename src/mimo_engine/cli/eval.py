@@ -32,7 +32,7 @@ class Command:
     """
 
     task: Positional[Literal["gsm8k", "gsm8k-chat", "mmmu", "asr", "tools", "demo"]]
-    """What is asked."""
+    """What is asked: gsm8k, gsm8k-chat, mmmu, asr, tools or demo."""
     url: str = "http://127.0.0.1:8000"
     """Of the server."""
     model: str | None = None

@@ -15,6 +15,6 @@ __all__ = ["demo_tasks"]
 
 
 def demo_tasks() -> Sequence[Task]:
-    """Text, images, video, sound; no two have one name."""
+    """Text, images, video, sound; within a modality no two have one name."""
     # Frozen tasks cannot be assigned to, which nobody does and the protocol does not rule out.
     return cast("Sequence[Task]", (*TEXT_TASKS, *IMAGE_TASKS, *VIDEO_TASKS, *SOUND_TASKS))

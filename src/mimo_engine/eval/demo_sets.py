@@ -29,7 +29,7 @@ ANSWER_TOKENS = 512
 
 
 def demo_sets(options: Options) -> Evaluation:
-    """All tasks of the demo model. Groups are tasks."""
+    """All tasks of the demo model. Groups are tasks, such as image/colour."""
     return demo_evaluation(demo_tasks(), options)
 
 
@@ -46,8 +46,8 @@ def demo_evaluation(tasks: Sequence[Task], options: Options) -> Evaluation:
             for index in range(num_examples)
         ],
         settings={"max_tokens": max_tokens},
-        baselines={task.name: task.baseline for task in tasks},
-        definitions={task.name: task.definition for task in tasks},
+        baselines={_group(task): task.baseline for task in tasks},
+        definitions={_group(task): task.definition for task in tasks},
     )
 
 
@@ -61,7 +61,7 @@ def wire_message(message: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _item(task: Task, index: int, max_tokens: int, one_at_a_time: threading.Lock) -> Item:
     """one_at_a_time: items are posed on several threads, and tasks know of one."""
-    name = f"{task.name}/{index}"
+    name = f"{_group(task)}/{index}"
 
     def pose() -> Question:
         with one_at_a_time:
@@ -77,7 +77,12 @@ def _item(task: Task, index: int, max_tokens: int, one_at_a_time: threading.Lock
             grade=partial(_grade, task, example),
         )
 
-    return Item(id=name, group=task.name, pose=pose)
+    return Item(id=name, group=_group(task), pose=pose)
+
+
+def _group(task: Task) -> str:
+    # Names are unique within a modality.
+    return f"{task.modality}/{task.name}"
 
 
 def _grade(task: Task, example: Example, reply: Reply) -> Grade:

@@ -49,12 +49,12 @@ def chosen_option(text: str, options: Sequence[str]) -> Choice:
             return Choice(letter=found[-1], found_by=found_by)
     lowered = text.lower()
     places = [
-        (lowered.rfind(option.lower()), len(option), letter)
+        (lowered.rfind(option.lower()) + len(option.lower()), len(option), letter)
         for letter, option in zip(letters, options, strict=True)
         if option and option.lower() in lowered
     ]
     if places:
-        # Of options that begin at one place, the longer one holds the shorter.
+        # Of options that end at one place, the longer one holds the shorter.
         return Choice(letter=max(places)[2], found_by="option text")
     return Choice(letter=letters[0], found_by="guessed")
 

@@ -7,6 +7,7 @@ counts in lists and not in objects. Calls of one answer have no order among them
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,9 +23,9 @@ __all__ = ["tool_calls"]
 ANSWER_TOKENS = 1024
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Call:
-    name: Any
+    name: str
     arguments: Any
 
 
@@ -54,7 +55,7 @@ def _item(index: int, row: Row, max_tokens: int, thinks: bool) -> Item:
     for call in calls:
         if not isinstance(call.get("name"), str) or not isinstance(call.get("arguments"), Mapping):
             raise row.error("each of calls must have a name and an object of arguments")
-    expected = [_Call(call["name"], call["arguments"]) for call in calls]
+    expected = [_Call(name=call["name"], arguments=call["arguments"]) for call in calls]
 
     def pose() -> Question:
         return Question(
@@ -85,7 +86,7 @@ def _calls_of(reply: Reply) -> list[_Call]:
             parsed = json.loads(arguments) if isinstance(arguments, str) else arguments
         except (ValueError, RecursionError):
             parsed = arguments
-        found.append(_Call(function.get("name"), parsed))
+        found.append(_Call(name=str(function.get("name")), arguments=parsed))
     return found
 
 
@@ -93,13 +94,16 @@ def _difference(expected: Sequence[_Call], made: Sequence[_Call]) -> str:
     """What is wrong first: the number of calls, a name, or arguments. "": nothing."""
     if len(expected) != len(made):
         return "too few calls" if len(made) < len(expected) else "too many calls"
+    if Counter(call.name for call in expected) != Counter(call.name for call in made):
+        return "wrong name"
     left = list(made)
     for call in expected:
-        named = [other for other in left if other.name == call.name]
-        if not named:
-            return "wrong name"
-        same = next((other for other in named if same_json(call.arguments, other.arguments)), None)
+        same = next((other for other in left if _is_same(call, other)), None)
         if same is None:
             return "wrong arguments"
         left = [other for other in left if other is not same]
     return ""
+
+
+def _is_same(call: _Call, other: _Call) -> bool:
+    return call.name == other.name and same_json(call.arguments, other.arguments)

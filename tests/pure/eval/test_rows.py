@@ -1,0 +1,110 @@
+"""Rows of files, directories and the hub; every fault is one line that names its place."""
+
+import json
+import subprocess
+import sys
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from eval_helpers import write_jsonl
+
+from mimo_engine.errors import ConfigError
+from mimo_engine.eval.rows import read_rows
+
+
+def read(source, files=None):
+    rows = read_rows(str(source), hub_files="*test*", files=files, columns=("a", "b"))
+    return [dict(row.values) for row in rows]
+
+
+def write_parquet(path, rows):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+def test_parquet_and_json_lines_give_the_same_rows(tmp_path):
+    rows = [{"a": i, "b": {"c": ["ä", str(i)]}} for i in range(5)]
+    write_parquet(tmp_path / "rows.parquet", rows)
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert read(tmp_path / "rows.parquet") == read(tmp_path / "rows.jsonl") == rows
+
+
+def test_of_parquet_only_the_columns_asked_for_are_read(tmp_path):
+    write_parquet(tmp_path / "rows.parquet", [{"a": 1, "image_7": b"large"}])
+    assert read(tmp_path / "rows.parquet") == [{"a": 1}]
+
+
+def test_a_directory_is_read_in_the_order_of_its_names_and_as_far_as_the_pattern_goes(tmp_path):
+    for name in ("z", "b", "test"):
+        (tmp_path / name).mkdir()
+        write_jsonl(tmp_path / name / "rows.jsonl", [{"a": name}])
+    (tmp_path / "README.md").write_text("not rows")
+    assert [row["a"] for row in read(tmp_path)] == ["b", "test", "z"]
+    assert [row["a"] for row in read(tmp_path, "test/*")] == ["test"]
+    with pytest.raises(ConfigError, match=r"no \.jsonl or \.parquet file like x/\*: see --files"):
+        read(tmp_path, "x/*")
+
+
+def test_a_row_says_where_it_stands(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"a": 1}, {"a": 2}])
+    rows = read_rows(path, hub_files="*", files=None, columns=("a",))
+    assert [row.where for row in rows] == [f"{path}, row 1", f"{path}, row 2"]
+    assert rows[0].directory == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"a": 1}\n{', "row 2 is not JSON"),
+        ('{"a": 1}\n\n', "row 2 is not JSON"),
+        ("[" * 100_000, "row 1 is not JSON"),
+        ("3\n", "row 1 must be a JSON object, not int"),
+        ('{"a": "\xff"}', "is not UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_json_lines_is_refused(tmp_path, content, message):
+    (tmp_path / "rows.jsonl").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ConfigError, match=rf"rows\.jsonl,? {message}"):
+        read(tmp_path / "rows.jsonl")
+
+
+def test_a_damaged_parquet_file_and_another_kind_of_file_are_refused(tmp_path):
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(ConfigError, match=r"rows\.parquet cannot be read as parquet"):
+        read(tmp_path / "rows.parquet")
+    (tmp_path / "rows.csv").write_text("a,b")
+    with pytest.raises(ConfigError, match=r"rows\.csv must be a \.jsonl or a \.parquet file"):
+        read(tmp_path / "rows.csv")
+
+
+@pytest.mark.parametrize("name", ["nobody/nothing", "no-such-file.jsonl", "./no/such/directory"])
+def test_what_is_neither_here_nor_on_the_hub_is_one_line(name):
+    with pytest.raises(ConfigError, match=f"^{name} is not a local file or directory, and no") as e:
+        read(name)
+    assert "\n" not in str(e.value)
+
+
+def test_without_pyarrow_parquet_files_say_what_to_install(tmp_path):
+    write_parquet(tmp_path / "rows.parquet", [{"a": 1}])
+    code = (
+        "import sys; sys.modules['pyarrow'] = None\n"
+        "from mimo_engine.eval.rows import read_rows\n"
+        f"read_rows({json.dumps(str(tmp_path / 'rows.parquet'))}, hub_files='*', files=None,"
+        " columns=('a',))"
+    )
+    assert "ConfigError" in last_error(code)
+    assert "pip install 'mimo-engine[eval]'" in last_error(code)
+
+
+def test_without_httpx_the_command_says_what_to_install():
+    code = (
+        "import sys; sys.modules['httpx'] = None\n"
+        "from mimo_engine.cli.main import main; sys.exit(main(['eval', 'demo']))"
+    )
+    assert last_error(code) == "error: eval needs httpx: pip install 'mimo-engine[eval]'"
+
+
+def last_error(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    return done.stderr.splitlines()[-1]
