@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from mimo_engine.errors import ConfigError
 from mimo_engine.eval.api import Reply, chat_request
 from mimo_engine.eval.evaluation import Evaluation, Grade, Item, Options, Question
-from mimo_engine.eval.mmmu_answers import chosen_option, is_right_open_answer
+from mimo_engine.eval.mmmu_answers import GUESSED, chosen_option, is_right_open_answer
 from mimo_engine.eval.rows import Row, read_rows
 
 __all__ = ["mmmu", "user_content"]
@@ -106,6 +106,9 @@ def _grade_choice(expected: str, choices: Sequence[str], reply: Reply) -> Grade:
     if not reply.text:
         return Grade(count=0, note="empty")
     choice = chosen_option(reply.text, choices)
+    if choice.found_by == GUESSED and reply.is_cut:
+        # Perhaps a thought whose tags the server dropped: to guess for it would reward cutting.
+        return Grade(count=0, note="cut")
     return Grade(count=int(choice.letter == expected), answer=choice.letter, note=choice.found_by)
 
 

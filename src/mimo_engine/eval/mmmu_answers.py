@@ -19,8 +19,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 
-__all__ = ["Choice", "chosen_option", "is_right_open_answer"]
+__all__ = ["GUESSED", "Choice", "chosen_option", "is_right_open_answer"]
 
+GUESSED = "guessed"
+"""`found_by` of rule 5."""
 _PUNCTUATION = ",.!?;:'"
 _FINAL = re.compile(r"answer\W*?:(.*)", re.IGNORECASE)
 _NUMBER = re.compile(r"-?(?:\d+(?:\.\d+)?|\.\d+)(?:e[+-]?\d+)?", re.IGNORECASE)
@@ -56,7 +58,7 @@ def chosen_option(text: str, options: Sequence[str]) -> Choice:
     if places:
         # Of options that end at one place, the longer one holds the shorter.
         return Choice(letter=max(places)[2], found_by="option text")
-    return Choice(letter=letters[0], found_by="guessed")
+    return Choice(letter=letters[0], found_by=GUESSED)
 
 
 def is_right_open_answer(text: str, expected: Sequence[str]) -> bool:

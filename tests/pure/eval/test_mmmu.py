@@ -138,6 +138,15 @@ def test_an_answer_without_text_is_wrong_whatever_the_gold(tmp_path, gold, conte
     assert graded(open_item, content, finish_reason=finish_reason).count == 0
 
 
+def test_an_answer_that_was_cut_before_it_chose_is_not_guessed_for(tmp_path):
+    (item,) = load(tmp_path, row("Art_1", answer="A")).items
+    assert graded(item, "Let me see").note == "guessed"
+    assert graded(item, "Let me see").count == 1
+    cut = graded(item, "Let me see", finish_reason="length")
+    assert (cut.count, cut.note) == (0, "cut")
+    assert graded(item, "(A), as I see", finish_reason="length").count == 1
+
+
 def test_an_open_question_may_have_several_right_answers(tmp_path):
     (item,) = load(tmp_path, row("Art_1", options="[]", answer="['12.5', 'a dozen']")).items
     assert item.pose().expected == ["12.5", "a dozen"]
