@@ -61,6 +61,7 @@ PartReader = Callable[[Placement], torch.Tensor]
 """Gives the whole canonical tensor of one part (of one expert), in any float dtype."""
 
 _QKV = "self_attn.qkv_proj.weight"
+_EXPERT = ".mlp.experts."
 _DTYPE_NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
 
@@ -109,17 +110,20 @@ def export_checkpoint(
     towers: TowerExport | None = None,
     num_mtp_layers: int = 0,
     max_shard_bytes: int = 2 * 2**30,
+    splits_experts: bool = False,
 ) -> None:
     """Write shards of at most about `max_shard_bytes`, towers first; draft layers and the audio
     tokenizer in files of their own; and the index, last. config.json, those that go with the towers
     and the tokenizer are the caller's business (`export_config`, `write_tower_configs`).
 
-    `config` gives the geometry; how it stores its own weights does not matter here.
+    `config` gives the geometry; how it stores its own weights does not matter here. splits_experts:
+    all experts in a file of their own, so that a checkpoint that differs by them alone can have
+    the other files in common.
     """
     model_dir.mkdir(parents=True, exist_ok=True)
     if any(model_dir.glob("*.safetensors")):
         raise CheckpointError(f"{model_dir} already has safetensors files; choose an empty one")
-    writer = _ShardWriter(model_dir, max_shard_bytes)
+    writer = _ShardWriter(model_dir, max_shard_bytes, splits_experts=splits_experts)
     if towers is not None:
         export_audio_tokenizer(model_dir, towers, stored.dtype)
         for name, tensor in main_tower_tensors(towers, stored.dtype):
@@ -246,11 +250,13 @@ def _encoded(
 class _ShardWriter:
     """Collects tensors and writes a shard whenever enough have come."""
 
-    def __init__(self, model_dir: Path, max_shard_bytes: int) -> None:
+    def __init__(self, model_dir: Path, max_shard_bytes: int, *, splits_experts: bool) -> None:
         self._model_dir = model_dir
         self._max_shard_bytes = max_shard_bytes
+        self._splits_experts = splits_experts
         self._shard: dict[str, torch.Tensor] = {}
         self._draft: dict[str, torch.Tensor] = {}
+        self._experts: dict[str, torch.Tensor] = {}
         self._weight_map: dict[str, str] = {}
         self._num_shards = 0
         self._total_size = 0
@@ -259,6 +265,9 @@ class _ShardWriter:
         self._total_size += tensor.nbytes
         if name.startswith(MTP_PREFIX):
             self._draft[name] = tensor
+            return
+        if self._splits_experts and _EXPERT in name:
+            self._experts[name] = tensor
             return
         shard_bytes = sum(other.nbytes for other in self._shard.values())
         if self._shard and shard_bytes + tensor.nbytes > self._max_shard_bytes:
@@ -270,6 +279,8 @@ class _ShardWriter:
             self._write_shard()
         if self._draft:
             self._write("model_mtp.safetensors", self._draft)
+        if self._experts:
+            self._write("model_experts.safetensors", self._experts)
         index = {
             "metadata": {"total_size": self._total_size, **metadata},
             "weight_map": dict(sorted(self._weight_map.items())),
