@@ -1,6 +1,7 @@
 """Rows of files, directories and the hub; every fault is one line that names its place."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -82,6 +83,29 @@ def test_what_is_neither_here_nor_on_the_hub_is_one_line(name):
     with pytest.raises(ConfigError, match=f"^{name} is not a local file or directory, and no") as e:
         read(name)
     assert "\n" not in str(e.value)
+
+
+def test_a_dataset_of_the_hub_is_read_by_its_files_of_the_split(tmp_path):
+    repository = tmp_path / "datasets--org--set"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    for split in ("train", "test"):
+        (snapshot / "main").mkdir(parents=True, exist_ok=True)
+        write_parquet(snapshot / "main" / f"{split}-00000-of-00001.parquet", [{"a": split}])
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    code = (
+        "from mimo_engine.eval.rows import read_rows\n"
+        "rows = read_rows('org/set', hub_files='main/test-*', files=None, columns=('a',))\n"
+        "print([dict(row.values) for row in rows])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.stdout == "[{'a': 'test'}]\n", done.stderr
 
 
 def test_without_pyarrow_parquet_files_say_what_to_install(tmp_path):
