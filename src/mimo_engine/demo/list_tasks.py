@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -123,6 +124,12 @@ class Count:
     def result(self) -> int:
         return self.items.count(self.item)
 
+    @property
+    def steps(self) -> str:
+        """The list with the count so far after each item: "b1 a1 b2 c2"."""
+        counts = itertools.accumulate(item == self.item for item in self.items)
+        return " ".join(f"{item}{count:d}" for item, count in zip(self.items, counts, strict=True))
+
 
 class CountItems(Task):
     """All counts from 1 to 9 are equally frequent, so a constant is right 11 % of the time."""
@@ -131,8 +138,9 @@ class CountItems(Task):
     modality = "text"
     definition = (
         "How often an item occurs in a list: 1 to 9 times, among 1 to 5 others of two kinds; all "
-        "letters, or all words of a vocabulary of 32. Held out: one in eight pairs of an item and "
-        "a list. Baseline: any one of the nine counts."
+        "letters, or all words of a vocabulary of 32. The thought is the list with the count so far "
+        "after each item; the answer is the bare number. Held out: one in eight pairs of an item "
+        "and a list. Baseline: any one of the nine counts."
     )
     baseline = 1 / _MAX_COUNT
 
@@ -141,8 +149,7 @@ class CountItems(Task):
         text = rng.choice(_COUNT_TEXTS).format(item=problem.item, items=", ".join(problem.items))
         return Example(
             messages=[user(text)],
-            answer=assistant(str(problem.result)),
-            thinks=rng.random() < 0.5,
+            answer=assistant(str(problem.result), reasoning=problem.steps),
             target=problem,
         )
 

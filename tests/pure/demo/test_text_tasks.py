@@ -12,6 +12,7 @@ from mimo_engine.chat.stream_parser import StreamParser, thinking_after
 from mimo_engine.chat.template import ChatTemplate, family_template, normalise_messages
 from mimo_engine.chat.tools import tool_schemas
 from mimo_engine.demo.arithmetic_tasks import Sum
+from mimo_engine.demo.list_tasks import Count
 from mimo_engine.demo.text_tasks import TEXT_TASKS
 
 TEMPLATE = ChatTemplate(family_template())
@@ -198,6 +199,12 @@ def test_every_column_leads_to_the_result():
         example = BY_NAME["sums"].make(rng, "train")
         _, _, written = example.answer["reasoning_content"].rpartition("so ")
         assert int(written) == example.target.result
+
+
+def test_a_list_is_counted_item_by_item():
+    problem = Count(item="b", items=("a", "b", "b", "c", "b"))
+    assert problem.steps == "a0 b1 b2 c2 b3"
+    assert problem.result == 3
 
 
 def test_the_needle_lies_more_than_a_window_before_the_question():
