@@ -117,13 +117,13 @@ class AudioPath(nn.Module):
         return float((features - decoded).square().sum() / spread.square().sum())
 
     def _features(self, mel: torch.Tensor) -> torch.Tensor:
-        """[clips, frames, mels] -> [clips, codes, d]: the tokenizer's own forward, clip by clip."""
+        """[clips, frames, mels] -> [clips, codes, d]: the tokenizer's own forward."""
         encoder = self.tokenizer.encoder
         if not self.is_fitted:
-            return _each(encoder, mel)
+            return encoder.equal_segments(mel)
         # fp32 as on a CPU, where the demo is mostly served.
         with torch.no_grad(), torch.autocast(mel.device.type, enabled=False):
-            return _each(encoder, mel)
+            return encoder.equal_segments(mel)
 
     def _embed(self, features: torch.Tensor) -> torch.Tensor:
         """[frames, d] -> [frames, width of the encoder]."""
@@ -152,10 +152,3 @@ class AudioPath(nn.Module):
 
     def _codebooks(self) -> Iterable[Codebook]:
         return [module for module in self.tokenizer.modules() if isinstance(module, Codebook)]
-
-
-def _each(encoder: nn.Module, mel: torch.Tensor) -> torch.Tensor:
-    """The encoder on every clip: as one on a GPU, where launching is what takes time."""
-    if mel.is_cuda:
-        return torch.func.vmap(encoder)(mel)
-    return torch.stack([encoder(clip) for clip in mel])

@@ -31,7 +31,7 @@ __all__ = ["MiMoAudioTokenizer"]
 
 
 class FrameConv(nn.Module):
-    """A convolution over frames [T, in] -> [ceil(T / stride), out].
+    """A convolution over frames [..., T, in] -> [..., ceil(T / stride), out].
 
     Output i sees inputs i * stride - left ... i * stride - left + kernel - 1; frames past either
     end are zeros. It is one matmul over the gathered frames, because cuDNN's fp32 convolutions are
@@ -49,11 +49,11 @@ class FrameConv(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         kernel = self.weight.shape[2]
-        num_frames = x.shape[0]
+        num_frames = x.shape[-2]
         last_start = (num_frames - 1) // self._stride * self._stride - self._left
         right = max(0, last_start + kernel - num_frames)
-        frames = F.pad(x, (0, 0, self._left, right)).unfold(0, kernel, self._stride)
-        return F.linear(frames.flatten(1), self.weight.flatten(1), self.bias)
+        frames = F.pad(x, (0, 0, self._left, right)).unfold(-2, kernel, self._stride)
+        return F.linear(frames.flatten(-2), self.weight.flatten(1), self.bias)
 
 
 class TokenizerAttention(nn.Module):
@@ -71,18 +71,19 @@ class TokenizerAttention(nn.Module):
         self._right = 0 if config.is_causal else None
 
     def forward(self, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """x [L, d] of one segment -> [L, d]; rope: (cos, sin), each [L, head_dim / 2]."""
-        heads = (x.shape[0], -1, self._head_dim)
+        """x [S, L, d], S segments -> [S, L, d]; rope: (cos, sin), each [S * L, head_dim / 2]."""
+        num_segments, length, _ = x.shape
+        heads = (num_segments * length, -1, self._head_dim)
         out = segment_attention(
             apply_rope(self.q_proj(x).view(heads), *rope),
             apply_rope(self.k_proj(x).view(heads), *rope),
             self.v_proj(x).view(heads),
-            [x.shape[0]],
+            [length] * num_segments,
             left=self._left,
             right=self._right,
             softmax_scale=self._head_dim**-0.5,
         )
-        return self.out_proj(out.flatten(1))
+        return self.out_proj(out.flatten(1).view(x.shape))
 
 
 class TokenizerLayer(nn.Module):
@@ -97,7 +98,7 @@ class TokenizerLayer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(config.d_model)
 
     def forward(self, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """x [L, d] -> [L, d]."""
+        """x [S, L, d] -> [S, L, d]."""
         x = x + self.self_attn(self.self_attn_layer_norm(x), rope)
         return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
 
@@ -145,6 +146,11 @@ class TokenizerEncoder(nn.Module):
 
     def forward(self, mel: torch.Tensor) -> torch.Tensor:
         """mel [T, mels] of one segment, T >= 1 -> features [P, d], before the quantiser."""
+        return self.equal_segments(mel[None])[0]
+
+    def equal_segments(self, mel: torch.Tensor) -> torch.Tensor:
+        """mel [S, T, mels] of S segments -> features [S, P, d]. Training's way in: in serving each
+        segment has products of its own shape."""
         x = F.gelu(self.conv1(mel.to(self.conv1.weight.dtype)))
         x = F.gelu(self.conv2(x))
         rope = self._rope(x)
@@ -158,10 +164,10 @@ class TokenizerEncoder(nn.Module):
         return self.down_sample_norm(self.down_sample_layer(x))
 
     def _rope(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(cos, sin), each [L, head_dim / 2], in x's dtype: published code rounds them so."""
+        """(cos, sin), each [S * L, head_dim / 2], in x's dtype: published code rounds them so."""
         inv_freq = torch.tensor(self._inv_freq, dtype=torch.float32, device=x.device)
-        positions = torch.arange(x.shape[0], dtype=torch.float32, device=x.device)
-        angles = positions[:, None] * inv_freq
+        positions = torch.arange(x.shape[1], dtype=torch.float32, device=x.device)
+        angles = (positions[:, None] * inv_freq).repeat(x.shape[0], 1)
         return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
 
 
