@@ -2,7 +2,7 @@
 
 The processor itself serves files and URLs, on threads, into shared memory, and needs a video
 decoder; training has arrays and needs neither. The mathematics is the engine's: `PatchWriter`,
-`log_mel` and the layouts. What must hold, and a test does: token ids, spans and every bit of the
+`LogMel` and the layouts. What must hold, and a test does: token ids, spans and every bit of the
 features are the processor's.
 """
 
@@ -18,11 +18,14 @@ from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.config.processor import ProcessorConfig
 from mimo_engine.multimodal.frame_sampling import video_rules
 from mimo_engine.multimodal.interleave import Layout, audio_layout, image_layout, video_layout
-from mimo_engine.multimodal.mel import log_mel
+from mimo_engine.multimodal.mel import LogMel
 from mimo_engine.multimodal.pixels import PatchWriter, Size, hub_resize, pixel_limits, smart_resize
 from mimo_engine.multimodal.sources import MediaKind
 
 __all__ = ["MediaFeatures", "Vision", "media_features"]
+
+_BLOCK_SAMPLES = 1 << 16
+"""What the processor reads at a time: the last bit of a sum may depend on it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +123,10 @@ def _step_tokens(vision: Vision, config: ProcessorConfig) -> int:
 def _mel(sound: tuple[np.ndarray, float], config: ProcessorConfig) -> np.ndarray:
     samples, rate = sound
     assert rate == config.sampling_rate, "sounds of tasks come at the model's own rate"
-    return log_mel(np.asarray(samples, np.float32), config)
+    stream = LogMel(config)
+    blocks = range(0, len(samples), _BLOCK_SAMPLES)
+    frames = [stream.push(samples[start : start + _BLOCK_SAMPLES]) for start in blocks]
+    return np.concatenate([*frames, stream.finish()])
 
 
 def _num_tokens(mel: np.ndarray, config: ProcessorConfig) -> int:
