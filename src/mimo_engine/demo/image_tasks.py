@@ -129,7 +129,9 @@ _SPLITS = (
     "The background's hue is of one of four sixteenths of the circle in the test split, of the "
     "other twelve in training."
 )
-_TYPE = "Test: bold type, which training never shows (plain, slanted, narrow, dots)."
+_TYPE = (
+    "Test: type that is bold and slanted; training: plain, bold, slanted or narrow type and dots."
+)
 
 IMAGE_TASKS: tuple[MediaTask, ...] = (
     MediaTask(

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mimo_engine.demo.task import Example, Message, Split
+from mimo_engine.demo.turns import assistant, content_of
 
 __all__ = ["Drawn", "MediaTask", "noise_generator"]
 
@@ -53,17 +54,14 @@ class MediaTask:
             content.reverse()
         return Example(
             messages=({"role": "user", "content": content},),
-            answer={"role": "assistant", "content": drawn.answer, "reasoning_content": ""},
+            answer=assistant(drawn.answer),
             thinks=rng.random() < 0.5,
             target=drawn.answer,
         )
 
     def is_right(self, example: Example, answer: Message) -> bool:
         """The answer and nothing else, but for letter case, outer space and a full stop."""
-        content = answer.get("content")
-        if not isinstance(content, str) or answer.get("tool_calls"):
-            return False
-        return content.strip().removesuffix(".").casefold() == example.target
+        return content_of(answer).removesuffix(".").casefold() == example.target
 
 
 def noise_generator(rng: random.Random, split: Split) -> np.random.Generator:
