@@ -33,7 +33,7 @@ from mimo_engine.demo.task import Example, Message, Task
 
 __all__ = ["TaskScore", "answer_of", "evaluate", "greedy_tokens", "score_table"]
 
-_MAX_ANSWER_LEN = 160
+_MAX_ANSWER_LEN = 96
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

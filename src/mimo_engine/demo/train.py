@@ -7,6 +7,7 @@ trainer.save(folder, clock)
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,19 +98,27 @@ class Trainer:
         """Until the clock says that it is over."""
         batches = self._batches()
         next_report = self._recipe.report_every
+        started, waited = time.perf_counter(), 0.0
         with tqdm(
             total=round(clock.budget.run), unit="step" if clock.budget.in_steps else "s"
         ) as bar:
             while not clock.is_over:
                 if clock.progress >= AUDIO_UNTIL and not self.network.audio.is_fitted:
                     self._fit_audio(batches)
-                self._take_step(next(batches), clock.progress)
+                asked = time.perf_counter()
+                batch = next(batches)
+                waited += time.perf_counter() - asked
+                self._take_step(batch, clock.progress)
                 clock.tick()
                 bar.update(int(clock.spent) - bar.n)
                 if clock.spent >= next_report or clock.is_over:
                     next_report += self._recipe.report_every
-                    rate = rates(clock.progress).backbone
-                    tqdm.write(f"{clock.spent_in_all:.0f} step {self.step} lr x {rate:.3f}")
+                    share = waited / (time.perf_counter() - started)
+                    started, waited = time.perf_counter(), 0.0
+                    tqdm.write(
+                        f"{clock.spent_in_all:.0f} step {self.step} "
+                        f"lr x {rates(clock.progress).backbone:.3f} batches awaited {share:.0%}"
+                    )
                     tqdm.write(self._meter.report())
 
     def save(self, folder: Path, clock: Clock, dtype: torch.dtype, notes: dict[str, Any]) -> None:
