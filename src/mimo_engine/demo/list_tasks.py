@@ -138,9 +138,9 @@ class CountItems(Task):
     modality = "text"
     definition = (
         "How often an item occurs in a list: 1 to 9 times, among 1 to 5 others of two kinds; all "
-        "letters, or all words of a vocabulary of 32. The thought is the list with the count so far "
-        "after each item; the answer is the bare number. Held out: one in eight pairs of an item "
-        "and a list. Baseline: any one of the nine counts."
+        "letters, or all words of a vocabulary of 32. The thought is the list with the count so "
+        "far after each item; the answer is the bare number. Held out: one in eight pairs of an "
+        "item and a list. Baseline: any one of the nine counts."
     )
     baseline = 1 / _MAX_COUNT
 
