@@ -25,9 +25,9 @@ from mimo_engine.model.batch import ForwardBatch, MediaRows
 
 __all__ = ["LENGTHS", "BatchSource", "Mix", "TrainingBatch", "collate", "padded_len", "task_name"]
 
-LENGTHS = (48, 64, 96, 128, 192, 256, 352, 512, 640, 768, 1024, 1536, 2048, 4096)
+LENGTHS = (64, 112, 192, 320, 512, 768, 1024, 1536, 2048, 4096)
 """What sequences are padded to."""
-_FRAMES = 64
+_FRAMES = 192
 """What the mel frames of a clip are padded to a multiple of: whole groups of codes."""
 
 

@@ -1,4 +1,4 @@
-"""From what a user calls MODEL to a directory: a local path, or a repository of the hub.
+"""From what a user calls MODEL to a directory: a local path, a repository of the hub, or `demo`.
 
 Only data files are ever fetched: configuration, templates and safetensors; no code, no pickles.
 """
@@ -6,6 +6,7 @@ Only data files are ever fetched: configuration, templates and safetensors; no c
 from __future__ import annotations
 
 import re
+from importlib import resources
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -13,7 +14,10 @@ from huggingface_hub.errors import HFValidationError
 
 from mimo_engine.errors import ConfigError
 
-__all__ = ["CHECKPOINT_FILES", "resolve_model"]
+__all__ = ["CHECKPOINT_FILES", "DEMO", "resolve_model"]
+
+DEMO = "demo"
+"""The small model that comes with the package."""
 
 CHECKPOINT_FILES = ("*.json", "*.jinja", "*.safetensors")
 
@@ -30,6 +34,8 @@ def resolve_model(model: str, *, files: tuple[str, ...] = CHECKPOINT_FILES) -> P
     path = Path(model).expanduser()
     if path.is_dir():
         return path
+    if model == DEMO:
+        return _demo_dir()
     if path.exists():
         raise ConfigError(f"{model} is a file: pass the checkpoint directory that holds it")
     if not _HUB_NAME.fullmatch(model):
@@ -44,3 +50,10 @@ def resolve_model(model: str, *, files: tuple[str, ...] = CHECKPOINT_FILES) -> P
             f"{model} is not a local directory, and could not be fetched from the hub ({reason}): "
             "check the name and the connection, or download it and pass its directory"
         ) from error
+
+
+def _demo_dir() -> Path:
+    path = Path(str(resources.files("mimo_engine").joinpath("demo", "data", "fp8")))
+    if not (path / "config.json").is_file():
+        raise ConfigError("this installation has no demo model: train it with make demo")
+    return path
