@@ -110,41 +110,46 @@ _VOICES = (
 )
 
 
+_TONE_TASKS = (
+    MediaTask(
+        name="beeps",
+        modality="audio",
+        definition=(
+            "How many beeps (1 to 5) of 0.1 to 0.18 s, 0.2 s or more apart, there are in some "
+            "3 s of noise. Baseline: any number. " + _PITCHES
+        ),
+        baseline=1 / _MAX_BEEPS,
+        questions=(
+            "How many beeps are there?",
+            "Count the beeps.",
+            "How many beeps do you hear?",
+        ),
+        draw=_draw_beeps,
+    ),
+    MediaTask(
+        name="pitch",
+        modality="audio",
+        definition=(
+            f"Whether a tone of 0.6 to 1.4 s is {', '.join(_SHAPES)}: by half an octave or "
+            "more, or not at all. Baseline: any of them. Its middle is what the splits differ "
+            "by. " + _PITCHES
+        ),
+        baseline=1 / len(_SHAPES),
+        questions=(
+            "Is the tone rising, falling or steady?",
+            "Does the pitch go up, down or stay? Say rising, falling or steady.",
+            "How does the pitch of the tone change?",
+        ),
+        draw=_draw_pitch,
+    ),
+)
+
+
 def sound_tasks(banks: SpeechBanks) -> tuple[MediaTask, ...]:
     """All tasks about sound, with speech from these banks."""
     speech = _Speech(banks=banks)
     return (
-        MediaTask(
-            name="beeps",
-            modality="audio",
-            definition=(
-                "How many beeps (1 to 5) of 0.1 to 0.18 s, 0.2 s or more apart, there are in some "
-                "3 s of noise. Baseline: any number. " + _PITCHES
-            ),
-            baseline=1 / _MAX_BEEPS,
-            questions=(
-                "How many beeps are there?",
-                "Count the beeps.",
-                "How many beeps do you hear?",
-            ),
-            draw=_draw_beeps,
-        ),
-        MediaTask(
-            name="pitch",
-            modality="audio",
-            definition=(
-                f"Whether a tone of 0.6 to 1.4 s is {', '.join(_SHAPES)}: by half an octave or "
-                "more, or not at all. Baseline: any of them. Its middle is what the splits differ "
-                "by. " + _PITCHES
-            ),
-            baseline=1 / len(_SHAPES),
-            questions=(
-                "Is the tone rising, falling or steady?",
-                "Does the pitch go up, down or stay? Say rising, falling or steady.",
-                "How does the pitch of the tone change?",
-            ),
-            draw=_draw_pitch,
-        ),
+        *_TONE_TASKS,
         MediaTask(
             name="spoken_digits",
             modality="audio",
