@@ -4,8 +4,8 @@
                   an image, the imports of an installed tree included
     decode        tokens a second of one stream, in this process, the prompt left out
 
-Both are medians of a few runs on this machine's CPU. The answer about the image must be the same in
-every run.
+Both are medians of a few runs on this machine's CPU. The demo's answer about the image must be
+right in every run.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import base64
 import http.client
 import json
+import random
 import re
 import statistics
 import subprocess
@@ -23,36 +24,38 @@ from io import BytesIO
 from time import perf_counter
 from typing import Any
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from mimo_engine import LLM, SamplingParams
 from mimo_engine.bench.record import append_result
+from mimo_engine.demo.image_tasks import IMAGE_TASKS
+from mimo_engine.utils.hub import DEMO
 
 __all__ = ["decode_rate", "first_token_s", "main"]
 
 FIRST_TOKEN_LIMIT_S = 15.0
 DECODE_LIMIT = 60.0
 _NUM_TOKENS = 200
-_QUESTION = "What colour is the shape?"
 
 
-def _image_request() -> bytes:
-    image = Image.new("RGB", (96, 96), (240, 240, 240))
-    ImageDraw.Draw(image).ellipse((28, 28, 68, 68), fill=(220, 30, 30))
-    buffer = BytesIO()
-    image.save(buffer, "PNG")
-    url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    content = [
-        {"type": "image_url", "image_url": {"url": url}},
-        {"type": "text", "text": _QUESTION},
-    ]
+def _image_request() -> tuple[bytes, str]:
+    """A held-out picture of the demo's first image task, and the right answer."""
+    example = IMAGE_TASKS[0].make(random.Random(0), "test")
+    content = []
+    for part in example.messages[-1]["content"]:
+        if part["type"] == "image":
+            buffer = BytesIO()
+            Image.fromarray(part["image"]).save(buffer, "PNG")
+            url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+            part = {"type": "image_url", "image_url": {"url": url}}
+        content.append(part)
     body = {
         "messages": [{"role": "user", "content": content}],
         "temperature": 0.0,
         "max_tokens": 8,
         "stream": True,
     }
-    return json.dumps(body).encode()
+    return json.dumps(body).encode(), str(example.answer["content"])
 
 
 def first_token_s(model: str) -> tuple[float, str]:
@@ -79,7 +82,7 @@ def _ask(server: subprocess.Popen[str], started: float) -> tuple[float, str]:
     assert found is not None, "the server did not start"
     connection = http.client.HTTPConnection(found[1], int(found[2]), timeout=60)
     headers = {"Content-Type": "application/json"}
-    connection.request("POST", "/v1/chat/completions", _image_request(), headers)
+    connection.request("POST", "/v1/chat/completions", _image_request()[0], headers)
     first, pieces = 0.0, []
     for raw in connection.getresponse():
         line = raw.decode().strip()
@@ -114,11 +117,12 @@ def decode_rate(model: str, num_runs: int) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table and append one JSON line. Fails when a limit is missed."""
     parser = argparse.ArgumentParser(prog="python -m mimo_engine.bench.demo")
-    parser.add_argument("model", nargs="?", default="demo")
+    parser.add_argument("model", nargs="?", default=DEMO)
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args(arguments)
     runs = [first_token_s(options.model) for _ in range(options.runs)]
-    assert len({answer for _, answer in runs}) == 1, f"answers differ: {runs}"
+    right = _image_request()[1]
+    assert options.model != DEMO or {answer for _, answer in runs} == {right}, f"{right}: {runs}"
     first = statistics.median(seconds for seconds, _ in runs)
     rate = decode_rate(options.model, options.runs)
     rows: list[tuple[str, Any, str]] = [
