@@ -45,17 +45,19 @@ class RunRecord:
 def save_state(
     folder: Path, tensors: Mapping[str, torch.Tensor], record: RunRecord, dtype: torch.dtype
 ) -> None:
-    """Write state-0.safetensors ... and run.json; a tensor of zeros alone takes no room."""
+    """Write state-0.safetensors ... and run.json; a large tensor of zeros alone is named there."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("state-*.safetensors"):
         old.unlink()
     parts: list[dict[str, torch.Tensor]] = [{}]
+    zeros: dict[str, list[int]] = {}
     size = 0
     for name, tensor in tensors.items():
         kept = tensor.detach().cpu()
         if kept.numel() > _SMALL:
             kept = kept.to(dtype)
             if not kept.any():
+                zeros[name] = list(kept.shape)
                 continue
         if size + kept.nbytes > _MAX_PART_BYTES and parts[-1]:
             parts.append({})
@@ -64,18 +66,19 @@ def save_state(
         size += kept.nbytes
     for index, part in enumerate(parts):
         save_file(part, folder / f"state-{index}.safetensors")
-    text = json.dumps(asdict(record), indent=1, ensure_ascii=False)
+    text = json.dumps({**asdict(record), "zeros": zeros}, indent=1, ensure_ascii=False)
     (folder / _RECORD).write_text(text + "\n", encoding="utf-8")
 
 
 def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], RunRecord]:
-    """What `save_state` wrote, but for the tensors of zeros. Raises CheckpointError."""
+    """What `save_state` wrote. Raises CheckpointError."""
     path = folder / _RECORD
     if not path.exists():
         raise CheckpointError(f"{path} does not exist: give the folder that a run has written")
     raw = json.loads(path.read_text(encoding="utf-8"))
     merges = tuple((first, second) for first, second in raw.pop("merges"))
-    tensors: dict[str, torch.Tensor] = {}
+    zeros: dict[str, list[int]] = raw.pop("zeros")
+    tensors = {name: torch.zeros(shape) for name, shape in zeros.items()}
     for part in sorted(folder.glob("state-*.safetensors")):
         tensors |= load_file(part)
     return tensors, RunRecord(merges=merges, **raw)

@@ -224,5 +224,4 @@ def restore(network: DemoNetwork, tensors: Mapping[str, torch.Tensor], record: R
     if record.is_audio_fitted:
         network.audio.freeze()
     for name, parameter in network.state_dict().items():
-        value = tensors.get(f"network.{name}")
-        parameter.copy_(torch.zeros_like(parameter) if value is None else value)
+        parameter.copy_(tensors[f"network.{name}"])
