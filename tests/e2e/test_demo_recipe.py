@@ -8,7 +8,7 @@ from mimo_engine.config.engine import CacheConfig
 from mimo_engine.demo.__main__ import main
 from mimo_engine.demo.evaluate import evaluate, score_table
 from mimo_engine.demo.export import make_twin
-from mimo_engine.demo.schedule import AUDIO_UNTIL, DRAFTS_FROM, Budget, Clock
+from mimo_engine.demo.schedule import Budget, Clock
 from mimo_engine.demo.speech import SpeechBanks
 from mimo_engine.demo.state import load_state
 from mimo_engine.demo.suite import demo_tasks
@@ -16,9 +16,10 @@ from mimo_engine.demo.tokenizer import learn_merges, task_texts
 from mimo_engine.demo.train import Recipe, Trainer
 
 STEPS = 5
-CUT = 1
-"""Steps of the first run: the codebooks and the draft layers are the second's."""
+CUTS = (1, 4)
+"""Steps before the cut: of all parts but the drafts, with codebooks to come; of all parts."""
 RECIPE = Recipe(max_tokens=1024, fit_vectors=1100)
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -26,46 +27,53 @@ def tasks(tmp_path_factory):
     return demo_tasks(SpeechBanks(tmp_path_factory.mktemp("banks")))
 
 
-def train(trainer, *, before, steps):
-    """One run; its clock."""
-    budget = Budget(run=steps, total=STEPS, in_steps=True)
+def run_to(trainer, step, folder, *, before):
+    """Train until `step` of STEPS, and save."""
+    budget = Budget(run=step - before, total=STEPS, in_steps=True)
     clock = Clock(budget=budget, spent_before=before)
     trainer.run(clock)
-    return clock
+    trainer.save(folder, clock, torch.float32, {})
 
 
-def tensors_of(folder):
-    tensors, record = load_state(folder)
-    return tensors, (record.step, record.spent, record.is_audio_fitted)
-
-
-def test_a_training_cut_in_two_is_the_same_and_ends_in_checkpoints_that_serve(tasks, tmp_path):
-    assert CUT / STEPS < AUDIO_UNTIL < DRAFTS_FROM < 1
+@pytest.fixture(scope="module")
+def uncut(tasks, tmp_path_factory):
+    """Of one training, what it left after each of CUTS and at its end: folders by step."""
     merges = learn_merges(task_texts(tasks, per_task=20, seed=0))
-    cpu = torch.device("cpu")
-    whole = Trainer(tasks, merges, RECIPE, mix={}, device=cpu)
-    clock = train(whole, before=0, steps=CUT)
-    whole.save(tmp_path / "first", clock, torch.float32, {})
-    clock = train(whole, before=CUT, steps=STEPS - CUT)
-    whole.save(tmp_path / "whole", clock, torch.float32, {})
+    trainer = Trainer(tasks, merges, RECIPE, mix={}, device=CPU)
+    folders, before = {}, 0
+    for step in (*CUTS, STEPS):
+        folders[step] = tmp_path_factory.mktemp("run") / str(step)
+        run_to(trainer, step, folders[step], before=before)
+        before = step
+    return folders
 
-    state = load_state(tmp_path / "first")
-    second = Trainer(tasks, state[1].merges, RECIPE, mix={}, device=cpu, state=state)
-    clock = train(second, before=CUT, steps=STEPS - CUT)
-    second.save(tmp_path / "second", clock, torch.float32, {})
-    expected, its_record = tensors_of(tmp_path / "whole")
-    found, record = tensors_of(tmp_path / "second")
-    assert record == its_record
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_training_that_was_cut_is_the_same_to_the_bit(cut, tasks, uncut, tmp_path):
+    state = load_state(uncut[cut])
+    trainer = Trainer(tasks, state[1].merges, RECIPE, mix={}, device=CPU, state=state)
+    run_to(trainer, STEPS, tmp_path, before=cut)
+    (expected, record), (found, its_record) = load_state(uncut[STEPS]), load_state(tmp_path)
+    assert its_record == record
+    assert record.is_audio_fitted
     assert expected.keys() == found.keys()
     assert [name for name, value in expected.items() if not value.equal(found[name])] == []
+    # All parts have moved, the draft layers too.
+    assert found["network.mtp.layers.0.self_attn.o_proj.weight"].any()
 
+
+def test_a_training_is_evaluated(tasks, uncut):
+    state = load_state(uncut[STEPS])
+    trainer = Trainer(tasks, state[1].merges, RECIPE, mix={}, device=CPU, state=state)
     short = [task for task in tasks if (task.modality, task.name) == ("image", "colour")]
     scores = evaluate(
-        second.network, short, second.encoder, second.tokenizer, device=cpu, items_per_task=1
+        trainer.network, short, trainer.encoder, trainer.tokenizer, device=CPU, items_per_task=1
     )
     assert "colour" in score_table(scores)
 
-    main(["export", "--run", str(tmp_path / "second"), "--out", str(tmp_path / "data")])
+
+def test_a_training_is_exported_and_serves(uncut, tmp_path):
+    main(["export", "--run", str(uncut[STEPS]), "--out", str(tmp_path / "data")])
     make_twin(tmp_path / "data/fp8", tmp_path / "data/mxfp4", tmp_path / "twin")
     for model in (tmp_path / "data/fp8", tmp_path / "twin"):
         llm = LLM(str(model), device="cpu", cache=CacheConfig(kv_cache_gib=0.25))
