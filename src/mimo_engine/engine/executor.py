@@ -58,8 +58,8 @@ class Executor:
 
     def add_media(self, items: Sequence[MediaItem], features: Sequence[SharedArrays]) -> None:
         """Features of a new request, for the plans that encode them."""
-        if self.worker.media is not None:
-            self.worker.media.add(items, features)
+        assert self.worker.media is not None, "text alone is served: the core refuses media before"
+        self.worker.media.add(items, features)
 
     def run(self, plan: StepPlan) -> StepResult:
         return self.worker.run(plan)

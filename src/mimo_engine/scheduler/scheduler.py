@@ -291,7 +291,6 @@ class Scheduler:
         num_tokens = len(request.token_ids)
         if self._running and not self._cache.can_start_sliding(num_tokens):
             return False
-        uses_prefix = self._cache.prefix_caching and not request.needs_every_prompt_row
         match = self._match(request)
         num_hit_tokens = len(match.entries) * self._cache.layout.page_size
         if self._encoding.missing(request, num_hit_tokens):
@@ -311,7 +310,7 @@ class Scheduler:
         self._running.append(self._waiting.popleft())
         if request.num_cached_tokens is None:
             request.num_cached_tokens = request.pages.num_computed
-            if uses_prefix:
+            if self._uses_prefix(request):
                 self._prefix_query_tokens += num_tokens
                 self._prefix_hit_tokens += request.num_cached_tokens
         if request.needs_every_prompt_row:
@@ -329,11 +328,12 @@ class Scheduler:
         )
         return True
 
+    def _uses_prefix(self, request: Request) -> bool:
+        return self._cache.prefix_caching and not request.needs_every_prompt_row
+
     def _match(self, request: Request) -> PrefixMatch:
         """What the prefix cache has of a request that may use it."""
-        if not self._cache.prefix_caching or request.needs_every_prompt_row:
-            return PrefixMatch()
-        return self._cache.find(request.chain)
+        return self._cache.find(request.chain) if self._uses_prefix(request) else PrefixMatch()
 
     def _num_hit_tokens(self, request: Request) -> int:
         return len(self._match(request).entries) * self._cache.layout.page_size
