@@ -69,7 +69,7 @@ class IgnoredTensors:
     pattern: re.Pattern[str]
     reason: str
     media_key: str = ""
-    """The tensors are expected only where config.json has this key; empty: everywhere."""
+    """Of IGNORED: the tensors are expected only where config.json has this key."""
 
 
 IGNORED = (

@@ -1,9 +1,10 @@
 """What one rank needs, from config.json alone: bytes of weights by group, bytes of KV cache.
 
 The parameters and their cuts are those that the loader fills, and the pages those that the engine
-would allocate, so these numbers cannot drift from what is served. What is approximate: the stored
-format of a tensor (the files decide tensor by tensor; here it is what the family's releases do) and
-the count of FP8 scales (one for every 128 x 128 block of a canonical tensor). Towers are exact.
+would allocate, so these numbers cannot drift from what is served, but for draft layers: serving
+does not load them yet. What is approximate: the stored format of a tensor (the files decide tensor
+by tensor; here it is what the family's releases do) and the count of FP8 scales (one for every 128
+x 128 block of a canonical tensor). Towers are exact.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from mimo_engine.checkpoint.tower_params import TowerParam
 from mimo_engine.config.engine import CacheConfig, SchedulerConfig
 from mimo_engine.config.model import AttentionKind, ModelConfig
 from mimo_engine.distributed.plan import ParallelPlan
+from mimo_engine.kernels.quant import FP8_BLOCK, MXFP4_GROUP
 
 __all__ = ["KVCost", "WeightGroup", "kv_cost", "layout_for", "tower_groups", "weight_groups"]
 
@@ -37,8 +39,6 @@ _GROUPS = (
 
 _PLAIN = {2: "bf16", 4: "fp32"}
 _PLAIN_BYTES = {"bf16": 2, "fp32": 4}
-_FP8_BLOCK = 128
-_MXFP4_GROUP = 32
 _FP8_SCALE_BYTES = 4
 _FP8_ROW_INDEX_BYTES = 4
 
@@ -174,10 +174,10 @@ def _format(
 def _num_bytes(spec: ParamSpec, held_as: str) -> int:
     size = math.prod(spec.shape)
     if held_as == "mxfp4":
-        return size // 2 + size // _MXFP4_GROUP
+        return size // 2 + size // MXFP4_GROUP
     if held_as != "fp8":
         return size * _PLAIN_BYTES[held_as]
-    scale_rows = sum(-(-part.local_shape[0] // _FP8_BLOCK) for part in spec.parts)
-    scale_columns = -(-spec.shape[-1] // _FP8_BLOCK)
+    scale_rows = sum(-(-part.local_shape[0] // FP8_BLOCK) for part in spec.parts)
+    scale_columns = -(-spec.shape[-1] // FP8_BLOCK)
     scales = (spec.num_experts or 1) * scale_rows * scale_columns
     return size + scales * _FP8_SCALE_BYTES + spec.shape[-2] * _FP8_ROW_INDEX_BYTES

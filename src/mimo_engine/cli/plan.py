@@ -33,7 +33,13 @@ from mimo_engine.config.audio import (
     parse_audio_config,
     parse_audio_tokenizer_config,
 )
-from mimo_engine.config.engine import GIB, CacheConfig, ModelSettings, SchedulerConfig
+from mimo_engine.config.engine import (
+    CPU_KV_BYTES,
+    GIB,
+    CacheConfig,
+    ModelSettings,
+    SchedulerConfig,
+)
 from mimo_engine.config.media_settings import MediaFacts
 from mimo_engine.config.model import ModelConfig, parse_model_config
 from mimo_engine.config.vision import parse_vision_config
@@ -46,7 +52,6 @@ GPU_MIB = {"a100": 81_920, "h100": 81_559, "h20": 97_871, "h200": 143_771, "b200
 RESERVED_BYTES = 4 * GIB
 """Of a GPU, for activations, the CUDA context and collectives: an estimate."""
 
-CPU_CACHE_BYTES = GIB
 """What the engine gives the cache on a CPU when nobody says otherwise."""
 
 
@@ -73,7 +78,8 @@ class Command:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of activations, cache and decoded weights. auto: bfloat16 on a GPU, float32 on a CPU."""
     num_mtp_layers: int | None = None
-    """Draft layers to count. Default: what config.json says, else 3."""
+    """Draft layers to count, though `serve` does not load them yet. Default: what config.json says,
+    else 3."""
     settings: ModelSettings = field(default_factory=ModelSettings)
     media: MediaFacts = field(default_factory=MediaFacts)
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -169,7 +175,7 @@ def _cache_budget(command: Command, weight_bytes: int) -> int | None:
     kv_cache_gib = command.cache.kv_cache_gib
     asked = None if kv_cache_gib is None else int(kv_cache_gib * GIB)
     if command.device == "cpu":
-        return CPU_CACHE_BYTES if asked is None else asked
+        return CPU_KV_BYTES if asked is None else asked
     if command.gpu_bytes is None:
         return asked
     free = int(command.gpu_bytes * command.cache.gpu_memory_share) - weight_bytes - RESERVED_BYTES

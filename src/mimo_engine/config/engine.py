@@ -24,6 +24,8 @@ __all__ = [
 ]
 
 GIB = 1024**3
+CPU_KV_BYTES = GIB
+"""Of K and V on a CPU, where nobody says how much."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

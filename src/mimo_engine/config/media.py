@@ -87,6 +87,7 @@ def _check_agreement(
     hidden_size: int,
 ) -> None:
     """Two descriptions of one thing must be equal: a mismatch is a model that is silently wrong."""
+    processor_raw = media["processor_config"]
     pairs = (
         ("patch_size", vision.patch_size, processor.patch_size),
         ("merge_size", vision.spatial_merge_size, processor.merge_size),
@@ -100,6 +101,14 @@ def _check_agreement(
             "mel frames of a token",
             tokenizer.stride * tokenizer.pool * audio.group_size,
             processor.frames_per_token,
+        ),
+        *(
+            (name, processor_raw[name], value)
+            for name, value in (
+                ("audio_channels", audio.num_channels),
+                ("audio_kernel_size", tokenizer.kernel_size),
+            )
+            if processor_raw.get(name) is not None
         ),
         *(
             (name, media[name], getattr(processor, name))

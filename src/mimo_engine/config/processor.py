@@ -103,7 +103,9 @@ def parse_processor_config(
     rate = reader.take("audio_sampling_rate", int)
     fmax = reader.take("audio_fmax", float, default=None)
     mean, std = _pixel_stats(limits, facts)
-    reader.take("num_frames", int, default=None)
+    hop = reader.take("audio_hop_length", int)
+    codes_per_second = rate / hop / (stride * pooler)
+    reader.require("audio_input_id_per_second", codes_per_second, default=codes_per_second)
     config = ProcessorConfig(
         patch_size=reader.take("patch_size", int),
         merge_size=reader.take("merge_size", int),
@@ -121,7 +123,7 @@ def parse_processor_config(
         sampling_rate=rate,
         num_mels=reader.take("audio_n_mels", int),
         fft_size=window,
-        hop=reader.take("audio_hop_length", int),
+        hop=hop,
         mel_fmin=float(reader.take("audio_fmin", float, default=0.0)),
         mel_fmax=rate / 2 if fmax is None else float(fmax),
         segment_frames=reader.take("audio_segment_size", int),
@@ -136,18 +138,32 @@ def parse_processor_config(
         **{name: reader.take(name, int) for name in TOKEN_ID_KEYS},
     )
     reader.finish(_UNUSED_PROCESSOR, remedy=None)
+    for name in ("patch_size", "merge_size", "temporal_patch_size"):
+        limits.require(name, getattr(config, name), default=getattr(config, name))
+    for name in ("do_convert_rgb", "do_normalize", "do_rescale", "do_resize"):
+        limits.require(name, True, default=True)
+    limits.finish(_UNUSED_PREPROCESSOR, remedy=None)
     return config
 
 
 _UNUSED_PROCESSOR = {
-    "audio_channels": "audio_config says it",
-    "audio_input_id_per_second": "follows from rate, hop, stride and pooling",
-    "audio_kernel_size": "audio_tokenizer/config.json says it",
+    "audio_channels": "compared with audio_config (config/media.py)",
+    "audio_kernel_size": "compared with audio_tokenizer/config.json (config/media.py)",
     "audio_zeroemb_idx": "never looked up (audio.md 4)",
     "num_frames": "has no effect upstream (vision.md 5.2)",
     "pad_token_id": "config.json says it",
     "video_process_num_threads": "a setting of the vendor's server",
     "video_tokens_per_second": "unused with 1-D positions (vision.md 1.2)",
+}
+
+_UNUSED_PREPROCESSOR = {
+    "image_mean": "unless --pixel-stats asks for it",
+    "image_std": "as image_mean",
+    "image_processor_type": "a name",
+    "max_pixels": "unless --pixel-limits asks for it",
+    "min_pixels": "as max_pixels",
+    "processor_class": "a name",
+    "resample": "--resize-filter says it",
 }
 
 

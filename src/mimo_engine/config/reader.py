@@ -15,8 +15,8 @@ _MISSING: Any = object()
 class ConfigReader:
     """Typed reads from a parsed JSON object; `finish` fails on every key that nobody read.
 
-    A key whose value is null counts as absent where a default is given: config.json files of this
-    family write null for "not used".
+    For `take`, a key whose value is null counts as absent where a default is given: config.json
+    files of this family write null for "not used". `take_any` and `require` see a null as it is.
     """
 
     def __init__(self, raw: Mapping[str, Any], *, where: str) -> None:

@@ -77,7 +77,13 @@ def parse_vision_config(raw: Mapping[str, Any], facts: MediaFacts) -> MiMoVLVisi
         raise ConfigError(
             f"vision_config: {num_heads} heads of {head_dim} over {num_kv_heads} KV heads"
         )
+    # Said twice in the releases: what disagrees is a file of something else.
+    reader.require("spatial_patch_size", patch_size, default=patch_size)
+    query_groups = num_heads // num_kv_heads
+    reader.require("num_query_groups", query_groups, default=query_groups)
     in_channels = reader.take("in_chans", int, default=None)
+    in_channels = reader.take("in_channels", int, default=3) if in_channels is None else in_channels
+    reader.require("in_channels", in_channels, default=in_channels)
     config = MiMoVLVisionConfig(
         layers=_vision_layers(reader),
         hidden_size=reader.take("hidden_size", int),
@@ -85,7 +91,7 @@ def parse_vision_config(raw: Mapping[str, Any], facts: MediaFacts) -> MiMoVLVisi
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        in_channels=in_channels or reader.take("in_channels", int, default=3),
+        in_channels=in_channels,
         patch_size=patch_size,
         temporal_patch_size=reader.take("temporal_patch_size", int, default=2),
         spatial_merge_size=merge_size,
@@ -99,9 +105,6 @@ def parse_vision_config(raw: Mapping[str, Any], facts: MediaFacts) -> MiMoVLVisi
 
 
 _UNUSED_VISION = {
-    "in_channels": "another name of in_chans",
-    "num_query_groups": "num_heads / num_key_value_heads",
-    "spatial_patch_size": "patch_size again",
     "tokens_per_second": "unused with 1-D positions (vision.md 1.1)",
     "window_size": "unused; visual_token_window_size is the window (vision.md 1.1)",
     "model_type": "a name",

@@ -16,7 +16,15 @@ from typing import Any, ClassVar, cast
 from mimo_engine.errors import RequestError
 from mimo_engine.multimodal.sources import MediaKind, Source, holds_object, read_source, shown
 
-__all__ = ["AudioInput", "ImageInput", "MediaInput", "VideoAudioInput", "VideoInput", "read_input"]
+__all__ = [
+    "MEDIA_KINDS",
+    "AudioInput",
+    "ImageInput",
+    "MediaInput",
+    "VideoAudioInput",
+    "VideoInput",
+    "read_input",
+]
 
 # From here on a float is not exact any more; no real number of pixels or frames comes near.
 _MAX_NUMBER = 2**53
@@ -107,7 +115,7 @@ class VideoAudioInput:
 
 MediaInput = ImageInput | VideoInput | AudioInput | VideoAudioInput
 
-_KINDS: Mapping[str, MediaKind] = {
+MEDIA_KINDS: Mapping[str, MediaKind] = {
     "image": "image",
     "image_url": "image",
     "video": "video",
@@ -116,6 +124,7 @@ _KINDS: Mapping[str, MediaKind] = {
     "audio_url": "audio",
     "input_audio": "audio",
 }
+"""By the type of a message's part."""
 _KEYS: Mapping[MediaKind, Sequence[str]] = {
     "image": ("image_url", "image"),
     "video": ("video_url", "video"),
@@ -171,9 +180,9 @@ def _kind(part: Any) -> MediaKind:
     if not isinstance(part, Mapping):
         raise RequestError(f"a content part must be an object, not {shown(part)}")
     name = part.get("type")
-    if not isinstance(name, str) or name not in _KINDS:
-        raise RequestError(f"the type is {shown(name)}; media are {', '.join(_KINDS)}")
-    return _KINDS[name]
+    if not isinstance(name, str) or name not in MEDIA_KINDS:
+        raise RequestError(f"the type is {shown(name)}; media are {', '.join(MEDIA_KINDS)}")
+    return MEDIA_KINDS[name]
 
 
 def _only_key(part: Mapping[str, Any], keys: Sequence[str], what: str) -> str:

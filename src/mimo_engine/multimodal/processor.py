@@ -30,6 +30,7 @@ from mimo_engine.multimodal.features import AudioFeatures, SoundTooShortError, V
 from mimo_engine.multimodal.fetch import MediaFetcher
 from mimo_engine.multimodal.image import image_features
 from mimo_engine.multimodal.inputs import (
+    MEDIA_KINDS,
     AudioInput,
     ImageInput,
     MediaInput,
@@ -51,9 +52,6 @@ Render = Callable[[Sequence[Message]], str]
 
 T = TypeVar("T")
 
-_MEDIA_TYPES = frozenset(
-    ("image", "image_url", "video", "video_url", "audio", "audio_url", "input_audio")
-)
 _MAX_THREADS = 4
 _MAX_AT_ONCE = 4
 
@@ -96,13 +94,12 @@ class MediaProcessor:
         limits: MediaLimits,
         *,
         dtype: str = "float32",
-        fetcher: MediaFetcher | None = None,
     ) -> None:
         self._config = config
         self._tokenizer = tokenizer
         self._limits = limits
         self._dtype = dtype
-        self._fetcher = fetcher or MediaFetcher(limits)
+        self._fetcher = MediaFetcher(limits)
         num_threads = min(_MAX_THREADS, os.cpu_count() or 1)
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="media")
 
@@ -343,7 +340,7 @@ def _media_parts(messages: Sequence[Message]) -> list[tuple[str, Mapping[str, An
         for i, message in enumerate(messages)
         if isinstance(message.get("content"), list)
         for j, part in enumerate(message["content"])
-        if part.get("type") in _MEDIA_TYPES
+        if part.get("type") in MEDIA_KINDS
     ]
 
 
@@ -356,7 +353,7 @@ def _shown(messages: Sequence[Message], kinds: Sequence[MediaKind]) -> list[Mess
         content = message.get("content")
         if isinstance(content, list):
             parts = [
-                {"type": next(left)} if part.get("type") in _MEDIA_TYPES else part
+                {"type": next(left)} if part.get("type") in MEDIA_KINDS else part
                 for part in content
             ]
             message = {**message, "content": parts}

@@ -16,7 +16,7 @@ from mimo_engine.cache.groups import CacheLayout
 from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.checkpoint.load import load_checkpoint
 from mimo_engine.checkpoint.towers import load_towers
-from mimo_engine.config.engine import GIB, CacheConfig, EngineConfig
+from mimo_engine.config.engine import CPU_KV_BYTES, GIB, CacheConfig, EngineConfig
 from mimo_engine.config.media import MediaConfig
 from mimo_engine.config.model import AttentionKind, ModelConfig
 from mimo_engine.distributed.groups import Comm
@@ -36,7 +36,6 @@ from mimo_engine.worker.runner import Runner
 
 __all__ = ["Worker", "resolve_device", "resolve_dtype"]
 
-_CPU_KV_BYTES = 1 * GIB
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _logger = logging.getLogger(__name__)
 
@@ -133,7 +132,7 @@ class Worker:
         if cache.kv_cache_gib is not None:
             return int(cache.kv_cache_gib * GIB)
         if self.device.type == "cpu":
-            return _CPU_KV_BYTES
+            return CPU_KV_BYTES
         return self._gpu_budget_bytes(cache)
 
     def _gpu_budget_bytes(self, cache: CacheConfig) -> int:

@@ -111,7 +111,7 @@ def test_a_file_that_is_missing_or_no_object_is_named(folder: Folder, name: str)
 @pytest.mark.parametrize(
     ("part", "changes", "message"),
     [
-        ("vision_config", {"patch_size": 14}, "patch_size is 14"),
+        ("vision_config", {"patch_size": 14, "spatial_patch_size": 14}, "patch_size is 14"),
         ("vision_config", {"spatial_merge_size": 4}, "merge_size is 4"),
         ("vision_config", {"temporal_patch_size": 1}, "temporal_patch_size is 1"),
         ("vision_config", {"in_chans": 4}, "in_chans is 4"),
@@ -119,11 +119,16 @@ def test_a_file_that_is_missing_or_no_object_is_named(folder: Folder, name: str)
         ("audio_config", {"out_hidden_size": 6144}, "out_hidden_size of audio_config is 6144"),
         ("audio_config", {"audio_segment_size": 3000}, "audio_segment_size is 3000"),
         ("audio_config", {"group_size": 2}, "mel frames of a token is 8"),
-        ("audio_config", {"audio_channels": 24}, "24 channels"),
+        ("audio_config", {"audio_channels": 24}, "audio_channels is 20"),
+        ("processor_config", {"audio_kernel_size": 7}, "audio_kernel_size is 7"),
         ("audio_config", {"speech_vocab_size": "1000"}, "do not hold the codes"),
         ("processor_config", {"image_token_id": 7}, "image_token_id is 151655"),
         ("processor_config", {"audio_n_mels": 80}, "n_mels is 128"),
-        ("processor_config", {"audio_stride_size": 4}, "mel frames of a token is 16"),
+        (
+            "processor_config",
+            {"audio_avg_pooler": 1, "audio_stride_size": 4, "audio_group_size": 8},
+            "mel frames of a token is 16",
+        ),
     ],
 )
 def test_two_descriptions_of_one_thing_must_be_equal(
@@ -131,6 +136,13 @@ def test_two_descriptions_of_one_thing_must_be_equal(
 ) -> None:
     folder.raw[part] |= changes
     with pytest.raises(ConfigError, match=message):
+        folder.load()
+
+
+def test_channels_that_no_level_gives_are_refused(folder: Folder) -> None:
+    for part in ("audio_config", "processor_config"):
+        folder.raw[part]["audio_channels"] = 24
+    with pytest.raises(ConfigError, match="24 channels"):
         folder.load()
 
 
@@ -161,7 +173,8 @@ def test_a_segment_is_whole_tokens(folder: Folder) -> None:
 
 
 def test_a_tokenizer_may_have_more_levels_than_the_encoder_reads(folder: Folder) -> None:
-    folder.raw["audio_config"] |= {"audio_channels": 8}
+    for part in ("audio_config", "processor_config"):
+        folder.raw[part]["audio_channels"] = 8
     config = folder.load()
     assert config is not None
     assert (config.audio.num_channels, len(config.audio_tokenizer.codebook_sizes)) == (8, 20)

@@ -145,6 +145,23 @@ def test_values_of_preprocessor_config_that_nothing_reads_may_be_absent() -> Non
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"patch_size": 14}, "patch_size"),
+        ({"merge_size": 4}, "merge_size"),
+        ({"temporal_patch_size": 1}, "temporal_patch_size"),
+        ({"do_normalize": False}, "do_normalize"),
+        ({"rescale_factor": 1.0}, "unknown key 'rescale_factor'"),
+    ],
+)
+def test_what_preprocessor_config_says_otherwise_is_refused(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"preprocessor_config\.json.*{message}"):
+        parse(preprocessor={**PREPROCESSOR, **changes})
+
+
+@pytest.mark.parametrize(
     "changes",
     [
         {"image_mean": [0.5]},
@@ -167,6 +184,7 @@ def test_pixel_statistics_that_are_none_are_refused(changes: dict[str, Any]) -> 
         ({"audio_nfft": 1024}, "audio_nfft"),
         ({"patch_size": "16"}, "patch_size"),
         ({"audio_token_id": None}, "audio_token_id"),
+        ({"audio_input_id_per_second": 50.0}, "audio_input_id_per_second"),
         ({"min_tokens": 4}, "unknown key 'min_tokens'"),
     ],
 )

@@ -97,6 +97,9 @@ def test_both_names_of_the_number_of_channels_are_known() -> None:
         ({"visual_token_window_size": -1}, "visual_token_window_size"),
         ({"hidden_size": 1280.0}, "hidden_size"),
         ({"use_sink": 1}, "use_sink"),
+        ({"spatial_patch_size": 14}, "spatial_patch_size"),
+        ({"num_query_groups": 7}, "num_query_groups"),
+        ({"in_channels": 1}, "in_channels"),
         ({"mrope_section": [16, 24, 24]}, "unknown key 'mrope_section'"),
     ],
 )
