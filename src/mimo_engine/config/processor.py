@@ -138,12 +138,17 @@ def parse_processor_config(
         **{name: reader.take(name, int) for name in TOKEN_ID_KEYS},
     )
     reader.finish(_UNUSED_PROCESSOR, remedy=None)
-    for name in ("patch_size", "merge_size", "temporal_patch_size"):
-        limits.require(name, getattr(config, name), default=getattr(config, name))
-    for name in ("do_convert_rgb", "do_normalize", "do_rescale", "do_resize"):
-        limits.require(name, True, default=True)
-    limits.finish(_UNUSED_PREPROCESSOR, remedy=None)
+    _check_rest(limits, config)
     return config
+
+
+def _check_rest(preprocessor: ConfigReader, config: ProcessorConfig) -> None:
+    """What preprocessor_config.json says besides limits and statistics is what is done."""
+    for name in ("patch_size", "merge_size", "temporal_patch_size"):
+        preprocessor.require(name, getattr(config, name), default=getattr(config, name))
+    for name in ("do_convert_rgb", "do_normalize", "do_rescale", "do_resize"):
+        preprocessor.require(name, True, default=True)
+    preprocessor.finish(_UNUSED_PREPROCESSOR, remedy=None)
 
 
 _UNUSED_PROCESSOR = {
