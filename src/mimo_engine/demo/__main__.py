@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--banks", type=Path, help="folder to keep the banks of speech in")
     train.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     train.add_argument("--workers", type=int, default=0, help="processes that make batches")
-    train.add_argument("--max-tokens", type=int, default=32768, help="of a batch")
+    train.add_argument("--max-tokens", type=int, default=49152, help="of a batch")
     train.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
     train.add_argument(
         "--mix", default="", help="MODALITY/TASK=SHARE,...: how often tasks come; else 1"

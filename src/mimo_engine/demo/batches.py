@@ -27,7 +27,7 @@ __all__ = ["LENGTHS", "BatchSource", "Mix", "TrainingBatch", "collate", "padded_
 
 LENGTHS = (64, 112, 192, 320, 512, 768, 1024, 1536, 2048, 4096)
 """What sequences are padded to."""
-_FRAMES = 192
+_FRAMES = 384
 """What the mel frames of a clip are padded to a multiple of: whole groups of codes."""
 
 

@@ -29,8 +29,14 @@ WORDS = (
     *("bag", "bed", "bird", "book", "bus", "cake", "cat", "cup", "dog", "door", "fish", "frog"),
     *("hat", "key", "lamp", "milk", "moon", "ring", "road", "ship", "sun", "tree", "wind", "zoo"),
 )
-PLACES = {"left": (0.2, 0.5), "right": (0.8, 0.5), "top": (0.5, 0.2), "bottom": (0.5, 0.8)}
-"""Of the width and of the height, from the upper left corner."""
+PLACES = {
+    "left": (16, 48),
+    "right": (80, 48),
+    "top": (48, 16),
+    "bottom": (48, 80),
+    "middle": (48, 48),
+}
+"""Pixels from the upper left corner of 96 x 96: the middles of five of the nine tokens."""
 
 _SIDE = 96
 _SIZES = ((96, 96), (128, 96))
@@ -81,21 +87,14 @@ def _draw_count(rng: random.Random, split: Split) -> Drawn:
 
 
 def _draw_position(rng: random.Random, split: Split) -> Drawn:
-    """The figure that is asked for, and one or two of other colours in other places."""
-    num_figures = rng.randint(2, 3)
-    places = rng.sample(tuple(PLACES), num_figures)
-    colours = rng.sample(tuple(COLOURS), num_figures)
-    shapes = [rng.choice(SHAPES) for _ in range(num_figures)]
-    canvas = background(rng, split, _SIDE, _SIDE)
-    for place, colour, shape in zip(places, colours, shapes, strict=True):
-        x, y = ((_SIDE - 1) * share + rng.uniform(-5, 5) for share in PLACES[place])
-        figure = Figure(shape=shape, x=x, y=y, radius=rng.uniform(9, 12), tilt=random_tilt(rng))
-        draw_figure(canvas, figure, jittered_colour(rng, colour))
-    return Drawn(
-        part=_picture(canvas, rng, split),
-        answer=places[0],
-        words={"target": f"{colours[0]} {shapes[0]}"},
+    place = rng.choice(tuple(PLACES))
+    x, y = (middle + rng.uniform(-4, 4) for middle in PLACES[place])
+    figure = Figure(
+        shape=rng.choice(SHAPES), x=x, y=y, radius=rng.uniform(8, 11), tilt=random_tilt(rng)
     )
+    canvas = background(rng, split, _SIDE, _SIDE)
+    draw_figure(canvas, figure, jittered_colour(rng, rng.choice(tuple(COLOURS))))
+    return Drawn(part=_picture(canvas, rng, split), answer=place)
 
 
 def _text_picture(
@@ -179,14 +178,14 @@ IMAGE_TASKS: tuple[MediaTask, ...] = (
         name="position",
         modality="image",
         definition=(
-            f"Where ({', '.join(PLACES)}) the shape of a named colour and kind is, among one or "
-            "two others of other colours in other places. Baseline: any place. " + _SPLITS
+            f"Where ({', '.join(PLACES)}) the one shape in a picture of 96 x 96 pixels is, radius "
+            "8 to 11, up to 4 pixels off its place. Baseline: any place. " + _SPLITS
         ),
         baseline=1 / len(PLACES),
         questions=(
-            "Where is the {target}: left, right, top or bottom?",
-            "Where is the {target}?",
-            "On which side is the {target}?",
+            "Where is the shape: left, right, top, bottom or in the middle?",
+            "Where is the shape?",
+            "In which part of the picture is the shape?",
         ),
         draw=_draw_position,
     ),

@@ -30,6 +30,15 @@ _ZERO_AT_FIRST = (
     "_codebook.embed",
 )
 """What a layer adds to the residual stream: at first it adds nothing. Codebooks come later."""
+_FIRST_SINKS = {"attention_sink_bias": 4.5, "sinks": 3.0}
+"""At first they leave a window's 32 tokens, or 9 patches, some two fifths of the weight: a head that
+finds nothing says little, and training builds on that. From sinks of 0 it never did: dropped later,
+they were not missed."""
+
+_UNSEEN = 0.25
+"""The part of a picture's rows that a training step takes from the language model. What is missing
+must then be known to the rows beside it, so the tower learns to carry it there: along rows and
+columns. Without that the language model joins the rows itself, and the tower's windows are idle."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,8 +81,10 @@ class DemoNetwork(nn.Module):
         mel_loss = None
         if batch.patches is not None and batch.vision_rows is not None:
             rows.append(batch.vision_rows)
-            seen = self.vision(batch.patches, batch.grids)
-            embeddings.append(seen[batch.vision_sources].float())
+            seen = self.vision(batch.patches, batch.grids)[batch.vision_sources].float()
+            if self.training:
+                seen = seen * (torch.rand(len(seen), 1, device=seen.device) >= _UNSEEN)
+            embeddings.append(seen)
         if batch.num_frames is not None and batch.audio_rows is not None:
             rows.append(batch.audio_rows)
             heard = self.audio(batch.mels, batch.num_frames)
@@ -106,8 +117,10 @@ def autocast(device: torch.device) -> AbstractContextManager[object]:
 
 
 def _first_value(name: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    if name.endswith((".bias", "sinks", "attention_sink_bias", "e_score_correction_bias")):
+    if name.endswith((".bias", "e_score_correction_bias")):
         return torch.zeros(parameter.shape)
+    if (sink := _FIRST_SINKS.get(name.rpartition(".")[2])) is not None:
+        return torch.full(parameter.shape, sink)
     if parameter.dim() == 1:
         return torch.ones(parameter.shape)
     if name.endswith(_ZERO_AT_FIRST):

@@ -10,7 +10,7 @@ import numpy as np
 from mimo_engine.demo.media_task import Drawn, MediaTask, noise_generator
 from mimo_engine.demo.speech import SPEAKERS, VOCABULARY, SpeechBanks
 from mimo_engine.demo.task import Split
-from mimo_engine.demo.tones import SAMPLE_RATE, add_sounds, glide, silence, split_pitch
+from mimo_engine.demo.tones import SAMPLE_RATE, add_sounds, glide, random_pitch, silence
 
 __all__ = ["SOUND_TASKS", "HeldOutClip", "held_out_clips", "sound_tasks"]
 
@@ -36,14 +36,14 @@ def _sound_part(clip: np.ndarray) -> dict[str, object]:
 
 def _draw_beeps(rng: random.Random, split: Split) -> Drawn:
     """The clip's length says nothing of the number."""
-    count, pitch = rng.randint(1, _MAX_BEEPS), split_pitch(rng, split)
+    count, pitch = rng.randint(1, _MAX_BEEPS), random_pitch(rng)
     beep_s = rng.uniform(0.1, 0.18)
     starts = [0.0]
     for _ in range(count - 1):
         starts.append(starts[-1] + beep_s + rng.uniform(0.2, 0.38))
     clip_s = rng.uniform(2.8, 3.4)
     lead_s = rng.uniform(0.1, clip_s - 0.1 - starts[-1] - beep_s)
-    beep = glide(rng, pitch, pitch, beep_s)
+    beep = glide(rng, split, pitch, pitch, beep_s)
     clip = silence(rng, noise_generator(rng, split), clip_s)
     sounds = ((lead_s + start, beep) for start in starts)
     return Drawn(
@@ -52,10 +52,10 @@ def _draw_beeps(rng: random.Random, split: Split) -> Drawn:
 
 
 def _draw_pitch(rng: random.Random, split: Split) -> Drawn:
-    shape, middle_hz = rng.choice(_SHAPES), split_pitch(rng, split)
+    shape, middle_hz = rng.choice(_SHAPES), random_pitch(rng)
     half_octaves = {"rising": 1, "falling": -1, "steady": 0}[shape] * rng.uniform(0.25, 0.6)
     tone_s, lead_s, rest_s = rng.uniform(0.6, 1.4), rng.uniform(0.1, 0.4), rng.uniform(0.1, 0.4)
-    tone = glide(rng, middle_hz * 2**-half_octaves, middle_hz * 2**half_octaves, tone_s)
+    tone = glide(rng, split, middle_hz * 2**-half_octaves, middle_hz * 2**half_octaves, tone_s)
     clip = silence(rng, noise_generator(rng, split), lead_s + tone_s + rest_s)
     return Drawn(
         part=_sound_part(add_sounds(clip, [(lead_s, tone)], rng.uniform(0.1, 0.4))), answer=shape
@@ -103,7 +103,10 @@ def held_out_clips(count: int, banks: SpeechBanks, seed: int = 0) -> list[HeldOu
     return [speech.held_out(rng) for _ in range(count)]
 
 
-_PITCHES = "Test: every fourth semitone from 300 Hz up; training: the others."
+_TIMBRES = (
+    "Pitches from 300 to 1,905 Hz. Test: tones whose octave has three to five eighths of its "
+    "greatest strength; training: tones with less or more."
+)
 _VOICES = (
     "Spoken by eSpeak NG with rests of 0.1 to 0.3 s, over noise. Test: the speakers "
     f"{', '.join(SPEAKERS['test'])}, whom training never hears."
@@ -116,7 +119,7 @@ _TONE_TASKS = (
         modality="audio",
         definition=(
             "How many beeps (1 to 5) of 0.1 to 0.18 s, 0.2 s or more apart, there are in some "
-            "3 s of noise. Baseline: any number. " + _PITCHES
+            "3 s of noise. Baseline: any number. " + _TIMBRES
         ),
         baseline=1 / _MAX_BEEPS,
         questions=(
@@ -131,8 +134,7 @@ _TONE_TASKS = (
         modality="audio",
         definition=(
             f"Whether a tone of 0.6 to 1.4 s is {', '.join(_SHAPES)}: by half an octave or "
-            "more, or not at all. Baseline: any of them. Its middle is what the splits differ "
-            "by. " + _PITCHES
+            "more, or not at all. Baseline: any of them. " + _TIMBRES
         ),
         baseline=1 / len(_SHAPES),
         questions=(

@@ -43,7 +43,7 @@ class Recipe:
     """What a training is made of, besides its tasks and its time."""
 
     seed: int = 0
-    max_tokens: int = 32768
+    max_tokens: int = 49152
     """Of a batch, padding included."""
     peak_lr: float = 2e-3
     num_workers: int = 0

@@ -22,7 +22,7 @@ from mimo_engine.demo.drawing import (
 )
 from mimo_engine.demo.media_task import Drawn, MediaTask, noise_generator
 from mimo_engine.demo.task import Split
-from mimo_engine.demo.tones import SAMPLE_RATE, add_sounds, glide, silence, split_pitch
+from mimo_engine.demo.tones import SAMPLE_RATE, add_sounds, glide, random_pitch, silence
 
 __all__ = ["FPS", "VIDEO_TASKS"]
 
@@ -84,8 +84,8 @@ def _beeping(
 
     The model has 6.25 rows of sound a second, and a second's rows end up to 0.12 s before it does.
     """
-    pitch, length_s = split_pitch(rng, split), rng.uniform(0.2, 0.35)
-    beep = glide(rng, pitch, pitch, length_s)
+    pitch, length_s = random_pitch(rng), rng.uniform(0.2, 0.35)
+    beep = glide(rng, split, pitch, pitch, length_s)
     starts = [pair + rng.uniform(0.12, 0.82 - length_s) for pair in pairs]
     clip = silence(rng, noise, num_pairs * 2 / FPS)
     return add_sounds(clip, ((start, beep) for start in starts), rng.uniform(0.1, 0.4))
@@ -163,7 +163,10 @@ _HUES = (
     "Backgrounds have hues of one of four sixteenths of the circle in the test split, of the other "
     "twelve in training."
 )
-_PITCHES = _HUES + " So have beeps every fourth semitone from 300 Hz up, or the others."
+_TIMBRES = (
+    _HUES + " So have beeps an octave of three to five eighths of its greatest strength, or of "
+    "less or more."
+)
 
 VIDEO_TASKS: tuple[MediaTask, ...] = (
     MediaTask(
@@ -218,7 +221,7 @@ VIDEO_TASKS: tuple[MediaTask, ...] = (
         definition=(
             "A flash and a beep in neighbouring seconds of four: which one came first. Baseline: "
             "either; by the picture alone, or the sound alone, 2/3, as the first second can only "
-            "be the first. " + _PITCHES
+            "be the first. " + _TIMBRES
         ),
         baseline=1 / 2,
         questions=(
@@ -234,7 +237,7 @@ VIDEO_TASKS: tuple[MediaTask, ...] = (
         definition=(
             "Whether there are as many beeps as flashes in six seconds, 1 to 3 of each, beeps in "
             "any seconds. Baseline: either; by the picture alone, or the sound alone, 1/2. "
-            + _PITCHES
+            + _TIMBRES
         ),
         baseline=1 / 2,
         questions=(
