@@ -109,12 +109,18 @@ def make_audio(
     rate: int = 24_000,
     codec: str = "pcm_s16le",
     container: str = "wav",
+    bit_rate: int | None = None,
 ) -> bytes:
-    """Sound as a file. samples: float32 [channels, n] in -1 ... 1, or [n] for one channel."""
+    """Sound as a file. samples: float32 [channels, n] in -1 ... 1, or [n] for one channel.
+
+    bit_rate: bits a second; None: the codec's own choice.
+    """
     samples = np.atleast_2d(np.asarray(samples, np.float32))
     buffer = BytesIO()
     with av.open(buffer, "w", format=container) as output:
         stream = _add_sound(output, codec, rate, len(samples))
+        if bit_rate is not None:
+            stream.bit_rate = bit_rate
         _write_sound(output, stream, samples, rate)
     return buffer.getvalue()
 

@@ -31,10 +31,9 @@ _ZERO_AT_FIRST = (
 )
 """What a layer adds to the residual stream: at first it adds nothing. Codebooks come later."""
 _FIRST_SINKS = {"attention_sink_bias": 4.5, "sinks": 3.0}
-"""At first they leave a window's 32 tokens, or 9 patches, some two fifths of the weight: a head that
-finds nothing says little, and training builds on that. From sinks of 0 it never did: dropped later,
-they were not missed."""
-
+"""At first they leave a window's 32 tokens, or 9 patches, some two fifths of the weight: a head
+that finds nothing says little, and training builds on that. From sinks of 0 it never did: dropped
+later, they were not missed."""
 _UNSEEN = 0.25
 """The part of a picture's rows that a training step takes from the language model. What is missing
 must then be known to the rows beside it, so the tower learns to carry it there: along rows and

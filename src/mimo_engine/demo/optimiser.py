@@ -105,10 +105,8 @@ class _MatrixGroup:
         self._momentum.lerp_(stacked, 1 - _MOMENTUM)
         steps = _orthogonal(stacked.lerp(self._momentum, _MOMENTUM))
         size = lr * _RMS * math.sqrt(max(steps.shape[1:]))
-        parameters, moves = map(list, zip(*self._split(steps), strict=True))
-        # All at once: a GPU waits for launches, not for arithmetic.
-        torch._foreach_mul_(parameters, 1 - lr * _WEIGHT_DECAY)
-        torch._foreach_add_(parameters, moves, alpha=-size)
+        for parameter, step in self._split(steps):
+            parameter.mul_(1 - lr * _WEIGHT_DECAY).sub_(step, alpha=size)
 
     def state(self) -> dict[str, torch.Tensor]:
         parts = zip(self._parameters, self._split(self._momentum), strict=True)

@@ -7,27 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mimo_engine.demo.bank import SPEAKERS, VOCABULARY
 from mimo_engine.demo.media_task import Drawn, MediaTask, noise_generator
-from mimo_engine.demo.speech import SPEAKERS, VOCABULARY, SpeechBanks
+from mimo_engine.demo.speech import SpeechBanks
 from mimo_engine.demo.task import Split
 from mimo_engine.demo.tones import SAMPLE_RATE, add_sounds, glide, random_pitch, silence
 
-__all__ = ["SOUND_TASKS", "HeldOutClip", "held_out_clips", "sound_tasks"]
+__all__ = ["SOUND_TASKS", "sound_tasks"]
 
 _DIGITS, _WORDS = VOCABULARY[:10], VOCABULARY[10:]
 _MAX_DIGITS, _MAX_WORDS = 3, 2
 _MAX_BEEPS = 5
 _SHAPES = ("rising", "falling", "steady")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HeldOutClip:
-    """Speech by a voice of the test split, and what it says."""
-
-    text: str
-    voice: str
-    samples: np.ndarray
-    """float32 [n] at 24 kHz."""
 
 
 def _sound_part(clip: np.ndarray) -> dict[str, object]:
@@ -70,21 +61,15 @@ class _Speech:
 
     def draw_digits(self, rng: random.Random, split: Split) -> Drawn:
         digits = [rng.randrange(10) for _ in range(rng.randint(1, _MAX_DIGITS))]
-        said = self._say(rng, split, [_DIGITS[digit] for digit in digits])
-        return Drawn(part=_sound_part(said.samples), answer=" ".join(map(str, digits)))
+        samples = self._say(rng, split, [_DIGITS[digit] for digit in digits])
+        return Drawn(part=_sound_part(samples), answer=" ".join(map(str, digits)))
 
     def draw_words(self, rng: random.Random, split: Split) -> Drawn:
-        said = self._say(
-            rng, split, [rng.choice(_WORDS) for _ in range(rng.randint(1, _MAX_WORDS))]
-        )
-        return Drawn(part=_sound_part(said.samples), answer=said.text)
+        words = [rng.choice(_WORDS) for _ in range(rng.randint(1, _MAX_WORDS))]
+        return Drawn(part=_sound_part(self._say(rng, split, words)), answer=" ".join(words))
 
-    def held_out(self, rng: random.Random) -> HeldOutClip:
-        """One to three digits or words of the test split."""
-        words = rng.choice((_DIGITS, _WORDS))
-        return self._say(rng, "test", [rng.choice(words) for _ in range(rng.randint(1, 3))])
-
-    def _say(self, rng: random.Random, split: Split, words: list[str]) -> HeldOutClip:
+    def _say(self, rng: random.Random, split: Split, words: list[str]) -> np.ndarray:
+        """float32 [n] at 24 kHz."""
         bank = self.banks.get(split)
         voice = rng.choice(bank.voices)
         sounds, now_s = [], rng.uniform(0.08, 0.3)
@@ -93,14 +78,7 @@ class _Speech:
             sounds.append((now_s, clip))
             now_s += len(clip) / SAMPLE_RATE + rng.uniform(0.1, 0.3)
         clip = silence(rng, noise_generator(rng, split), now_s)
-        samples = add_sounds(clip, sounds, rng.uniform(0.4, 1.5))
-        return HeldOutClip(text=" ".join(words), voice=voice, samples=samples)
-
-
-def held_out_clips(count: int, banks: SpeechBanks, seed: int = 0) -> list[HeldOutClip]:
-    """Clips that no training split has the voice of; the same for the same seed."""
-    rng, speech = random.Random(seed), _Speech(banks=banks)
-    return [speech.held_out(rng) for _ in range(count)]
+        return add_sounds(clip, sounds, rng.uniform(0.4, 1.5))
 
 
 _TIMBRES = (
@@ -182,5 +160,5 @@ def sound_tasks(banks: SpeechBanks) -> tuple[MediaTask, ...]:
 
 
 SOUND_TASKS = sound_tasks(SpeechBanks())
-"""Their banks are made in memory when speech is first drawn, in some seconds. Whoever has worker
-processes calls `sound_tasks` with banks that have a folder."""
+"""Their banks are kept in memory from when speech is first drawn; training's takes some seconds to
+make. Whoever has worker processes calls `sound_tasks` with banks that have a folder."""

@@ -1,118 +1,26 @@
-"""Words spoken by eSpeak NG's voices: the only importer of its library, and a bank of clips.
-
-A speaker is a voice variant of eSpeak (its pitch, formants and breath), a voice a speaker with an
-accent of English. The two splits have no speaker in common; accents they share. A bank holds every
-word in every voice of one split, so that examples are cut and pasted and nothing is synthesised
-while they are drawn.
-
-eSpeak NG is GPL-3.0-or-later and comes with `espeakng-loader`, the extra `demo`. It keeps its state
-in globals: one synthesiser a process, and one caller at a time. Part of that state, the tremor of
-a voice, goes on from word to word and cannot be reset. So a bank is the same to the bit if it is
-the first that its process makes, and sounds the same otherwise.
-"""
+"""Where speech comes from: training's is synthesised, the test's ships with the package."""
 
 from __future__ import annotations
 
-import ctypes
-import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
+from mimo_engine.demo.bank import Bank
+from mimo_engine.demo.espeak import speech_bank
 from mimo_engine.demo.task import Split
-from mimo_engine.demo.tones import SAMPLE_RATE
 from mimo_engine.errors import ConfigError
-from mimo_engine.multimodal.resample import resample
 
 try:
-    import espeakng_loader
-except ImportError:  # a bank that was saved elsewhere can be used without it
-    espeakng_loader = None
+    from mimo_engine.demo.held_out_speech import held_out_bank
+except ImportError:  # without PyAV a bank that was saved elsewhere can be used
+    held_out_bank = None
 
-__all__ = ["ACCENTS", "SPEAKERS", "VOCABULARY", "Bank", "SpeechBanks", "speech_bank"]
-
-VOCABULARY = (
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
-    *("apple", "bridge", "coffee", "dragon", "forest", "garden"),
-    *("island", "monkey", "orange", "pepper", "window", "yellow"),
-)
-ACCENTS = ("en", "en-us", "en-us-nyc", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan")
-SPEAKERS: dict[Split, tuple[str, ...]] = {
-    "train": (
-        *("m1", "m2", "m4", "m5", "m6", "m7", "m8", "f1", "f3", "f4", "f5", "Alex", "Andy"),
-        *("Annie", "Gene", "Lee", "Mario", "Mike", "Denis", "Hugo", "Diogo", "linda", "belinda"),
-        *("adam", "edward", "rob", "steph", "paul", "travis", "david", "zac", "f2", "anika"),
-        "Alicia",
-    ),
-    "test": ("m3", "Michael", "Nguyen", "Andrea", "aunty", "pablo"),
-}
-"""Many of eSpeak's variants are another one by another name, linda and belinda for one. None of the
-test's is: the nearest to one of training's is m3 to Mike, whose third and fourth formants differ by
-4 and 5 % and whose pitch by a fifth. Training has the extremes: held out, zac (all formants 45 %
-up) and Alicia (the second by half) are voices that a small net understands a third of the time."""
-
-_RATES, _PITCHES = range(140, 191), range(35, 66)
-"""Words a minute (eSpeak's own: 175), and its pitch (50 of 0 ... 99): one of each a voice."""
-_QUIET = 0.01
-"""Of a word's peak: softer samples at its ends are trimmed."""
-_MARGIN_S = 0.01
-_LEVEL = 0.1
-"""Root mean square of a word, of full scale; a clip is limited to full scale."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Bank:
-    """Each word in each voice of a split, trimmed, at 24 kHz and one level."""
-
-    words: Sequence[str]
-    voices: Sequence[str]
-    samples: np.ndarray
-    """int16, clip after clip: all words of the first voice, then of the next."""
-    ends: np.ndarray
-    """int64 [voices, words]: where in `samples` each clip ends, and the next begins."""
-
-    def clip(self, voice: str, word: str) -> np.ndarray:
-        """float32 [n], -1 ... 1."""
-        index = self.voices.index(voice) * len(self.words) + self.words.index(word)
-        start = int(self.ends.flat[index - 1]) if index else 0
-        return self.samples[start : int(self.ends.flat[index])].astype(np.float32) / 32768
-
-    def save(self, path: Path) -> None:
-        """Replaces the file at once: a reader sees the old one or the whole new one."""
-        part = path.with_suffix(".part")
-        with part.open("wb") as file:
-            np.savez(
-                file,
-                words=np.array(self.words),
-                voices=np.array(self.voices),
-                samples=self.samples,
-                ends=self.ends,
-            )
-        part.replace(path)
-
-    @staticmethod
-    def load(path: Path) -> Bank:
-        """What `save` wrote. Raises ConfigError for words other than today's."""
-        with np.load(path, allow_pickle=False) as file:
-            bank = Bank(
-                words=tuple(map(str, file["words"])),
-                voices=tuple(map(str, file["voices"])),
-                samples=file["samples"],
-                ends=file["ends"],
-            )
-        if bank.words != VOCABULARY:
-            raise ConfigError(f"{path} holds other words than the tasks ask for: delete it")
-        return bank
+__all__ = ["SpeechBanks"]
 
 
 class SpeechBanks:
     """The banks of both splits, each made when it is first asked for and then kept.
 
-    With a folder they are also kept there, and a process that finds them needs no eSpeak.
+    With a folder they are also kept there, and a process that finds them makes nothing.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -120,125 +28,27 @@ class SpeechBanks:
         self._banks: dict[Split, Bank] = {}
 
     def get(self, split: Split) -> Bank:
-        """Raises ConfigError where a bank must be made and the extra `demo` is not installed."""
+        """Raises ConfigError where training's bank must be made and the extra `demo` is not
+        installed, or the test's must be decoded and PyAV is not."""
         if split not in self._banks:
             self._banks[split] = self._load_or_make(split)
         return self._banks[split]
 
     def _load_or_make(self, split: Split) -> Bank:
         if self._folder is None:
-            return speech_bank(split)
+            return _made(split)
         path = self._folder / f"speech-{split}.npz"
         if path.exists():
             return Bank.load(path)
-        bank = speech_bank(split)
+        bank = _made(split)
         self._folder.mkdir(parents=True, exist_ok=True)
         bank.save(path)
         return bank
 
 
-def speech_bank(split: Split, accents: Sequence[str] = ACCENTS) -> Bank:
-    """All words in all voices of a split. Raises ConfigError without eSpeak."""
-    synthesiser = _synthesiser()
-    voices = [f"{accent}+{speaker}" for accent in accents for speaker in SPEAKERS[split]]
-    rng = random.Random(split)
-    pieces, lengths = [], []
-    for voice in voices:
-        synthesiser.choose(voice, rng.choice(_RATES), rng.choice(_PITCHES))
-        for clip in _clips(synthesiser):
-            pieces.append(clip)
-            lengths.append(len(clip))
-    return Bank(
-        words=VOCABULARY,
-        voices=tuple(voices),
-        samples=np.concatenate(pieces),
-        ends=np.cumsum(lengths, dtype=np.int64).reshape(len(voices), len(VOCABULARY)),
-    )
-
-
-def _clips(synthesiser: _Synthesiser) -> Iterator[np.ndarray]:
-    """int16 [n] for each word of the vocabulary, in the voice that is chosen."""
-    words = [_trimmed(synthesiser.speak(word), synthesiser.rate) for word in VOCABULARY]
-    # Resampled together: a resampler takes longer to set up than to run over a word.
-    joined = resample(np.concatenate(words), synthesiser.rate, SAMPLE_RATE)
-    ends = np.cumsum([len(word) for word in words]) * SAMPLE_RATE // synthesiser.rate
-    for clip in np.split(joined, ends[:-1]):
-        level = _LEVEL / float(np.sqrt(np.mean(np.square(clip))))
-        yield np.clip(np.rint(32768 * level * clip), -32768, 32767).astype(np.int16)
-
-
-def _trimmed(word: np.ndarray, rate: int) -> np.ndarray:
-    """The word with a breath of silence at either end, -1 ... 1."""
-    loud = np.flatnonzero(np.abs(word) > _QUIET * np.abs(word).max())
-    margin = np.zeros(round(_MARGIN_S * rate), np.float32)
-    return np.concatenate([margin, word[loud[0] : loud[-1] + 1], margin])
-
-
-@lru_cache(maxsize=1)
-def _synthesiser() -> _Synthesiser:
-    return _Synthesiser()
-
-
-class _Synthesiser:
-    """eSpeak NG through its C interface (speak_lib.h), one for the process."""
-
-    _SYNCHRONOUS = 2
-    _DO_NOT_EXIT = 1 << 15
-    _RATE, _PITCH = 1, 3
-    _UTF8 = 1
-    _SEED = 1
-    """Of its breath and tremor; by default the time of day."""
-    _POSITION_IS_CHARACTER = 1
-    _CALLBACK = ctypes.CFUNCTYPE(
-        ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
-    )
-
-    def __init__(self) -> None:
-        if espeakng_loader is None:
-            raise ConfigError(
-                "tasks with speech need eSpeak NG or a saved bank: pip install 'mimo-engine[demo]'"
-            )
-        self._library: Any = ctypes.CDLL(espeakng_loader.get_library_path())
-        self._library.espeak_Synth.argtypes = [
-            *(ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int),
-            *(ctypes.c_uint, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p),
-        ]
-        data = espeakng_loader.get_data_path().encode()
-        self.rate: int = self._library.espeak_Initialize(
-            self._SYNCHRONOUS, 0, data, self._DO_NOT_EXIT
-        )
-        if self.rate <= 0:
-            raise ConfigError("eSpeak NG did not start: reinstall espeakng-loader")
-        self._library.espeak_ng_SetRandSeed(ctypes.c_long(self._SEED))
-        self._blocks: list[np.ndarray] = []
-        # Kept: the library holds no reference of its own.
-        self._callback = self._CALLBACK(self._take)
-        self._library.espeak_SetSynthCallback(self._callback)
-
-    def choose(self, voice: str, words_a_minute: int, pitch: int) -> None:
-        """The voice of what is spoken from now on."""
-        codes = (
-            self._library.espeak_SetVoiceByName(voice.encode()),
-            self._library.espeak_SetParameter(self._RATE, words_a_minute, 0),
-            self._library.espeak_SetParameter(self._PITCH, pitch, 0),
-        )
-        if any(codes):
-            raise ConfigError(
-                f"eSpeak NG has no voice {voice}: pip install --upgrade espeakng-loader"
-            )
-
-    def speak(self, text: str) -> np.ndarray:
-        """float32 [n] at `rate`, -1 ... 1."""
-        self._blocks.clear()
-        data = text.encode()
-        code = self._library.espeak_Synth(
-            data, len(data) + 1, 0, self._POSITION_IS_CHARACTER, 0, self._UTF8, None, None
-        )
-        assert code == 0, f"eSpeak NG cannot say {text!r}: {code}"
-        return np.concatenate(self._blocks).astype(np.float32) / 32768
-
-    def _take(self, samples: Any, num_samples: int, _events: int | None) -> int:
-        """The library's callback: samples are its own, and gone afterwards. 0: go on."""
-        if samples and num_samples > 0:
-            self._blocks.append(np.ctypeslib.as_array(samples, (num_samples,)).copy())
-        return 0
+def _made(split: Split) -> Bank:
+    if split == "train":
+        return speech_bank("train")
+    if held_out_bank is None:
+        raise ConfigError("held-out speech is Opus: pip install av, or save its bank elsewhere")
+    return held_out_bank()
