@@ -20,7 +20,6 @@ from media_files import make_audio, make_video  # noqa: E402
 
 FILES = {
     "digits.png": ("image", "digits", 0),
-    "shape.png": ("image", "shape", 0),
     "digits.opus": ("audio", "spoken_digits", 2),
     "flash_and_beep.mkv": ("video", "first", 0),
 }
