@@ -19,7 +19,7 @@ from mimo_engine.config.processor import ProcessorConfig
 from mimo_engine.multimodal.frame_sampling import video_rules
 from mimo_engine.multimodal.interleave import Layout, audio_layout, image_layout, video_layout
 from mimo_engine.multimodal.mel import LogMel
-from mimo_engine.multimodal.pixels import PatchWriter, Size, hub_resize, pixel_limits, smart_resize
+from mimo_engine.multimodal.pixels import PatchWriter, Size, image_size
 from mimo_engine.multimodal.sources import MediaKind
 
 __all__ = ["MediaFeatures", "Vision", "media_features"]
@@ -80,11 +80,8 @@ def media_features(
 
 
 def _image(picture: np.ndarray, config: ProcessorConfig, dtype: str) -> Vision:
-    least, most = pixel_limits(config.image_min_pixels, config.image_max_pixels, None, None)
-    resize = hub_resize if config.uses_hub_resize_rule else smart_resize
     height, width = picture.shape[:2]
-    target = resize(height, width, factor=config.factor, min_pixels=least, max_pixels=most)
-    return _patches([picture], target, config, dtype)
+    return _patches([picture], image_size(height, width, config), config, dtype)
 
 
 def _video(

@@ -30,20 +30,17 @@ def audio_features(
     source: bytes | Path | tuple[np.ndarray, float],
     config: ProcessorConfig,
     limits: MediaLimits,
-    *,
-    max_seconds: float | None = None,
 ) -> AudioFeatures:
     """Features of a sound file, of the first sound track of a video file, or of (samples, rate).
 
-    samples: see `array_blocks`. max_seconds: a limit below `limits.max_audio_s`. Raises
-    RequestError: not decodable, without sound, too short, too long, at an odd rate, or with samples
-    that are no levels.
+    samples: see `array_blocks`. Raises RequestError: not decodable, without sound, too short, too
+    long, at an odd rate, or with samples that are no levels.
     """
     blocks = array_blocks(*source) if isinstance(source, tuple) else file_blocks(source)
     shared = SharedArrays()
     try:
         with closing(blocks):
-            num_samples = _write_mels(_limited(blocks, limits, max_seconds), config, shared)
+            num_samples = _write_mels(_limited(blocks, limits), config, shared)
     except BaseException:
         shared.close()
         raise
@@ -54,18 +51,16 @@ def audio_features(
     return AudioFeatures(shared=shared, num_samples=num_samples, num_tokens=num_tokens)
 
 
-def _limited(
-    blocks: Iterator[SoundBlock], limits: MediaLimits, max_seconds: float | None
-) -> Iterator[SoundBlock]:
+def _limited(blocks: Iterator[SoundBlock], limits: MediaLimits) -> Iterator[SoundBlock]:
     """The same blocks, until they are too many."""
-    longest, name = limits.max_audio_s, " (--max-audio-s)"
-    if max_seconds is not None and max_seconds < longest:
-        longest, name = max_seconds, ""
     num_samples = 0
     for block in blocks:
         num_samples += len(block.samples)
-        if num_samples > longest * block.rate:
-            raise RequestError(f"the sound is longer than {longest:g} s{name}: send a shorter part")
+        if num_samples > limits.max_audio_s * block.rate:
+            raise RequestError(
+                f"the sound is longer than {limits.max_audio_s:g} s (--max-audio-s): send a "
+                "shorter part"
+            )
         yield block
 
 

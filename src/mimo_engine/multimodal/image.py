@@ -22,7 +22,7 @@ from mimo_engine.config.media_settings import MediaLimits
 from mimo_engine.config.processor import ProcessorConfig
 from mimo_engine.errors import RequestError
 from mimo_engine.multimodal.features import VisionFeatures
-from mimo_engine.multimodal.pixels import PatchWriter, hub_resize, pixel_limits, smart_resize
+from mimo_engine.multimodal.pixels import PatchWriter, image_size
 from mimo_engine.multimodal.shared_arrays import SharedArrays
 
 __all__ = ["ImageSource", "image_features", "load_image"]
@@ -55,13 +55,9 @@ def image_features(
     max_pixels: int | None = None,
 ) -> VisionFeatures:
     """Features of one picture, in `dtype` (float32 or bfloat16). Raises RequestError."""
-    least, most = pixel_limits(
-        config.image_min_pixels, config.image_max_pixels, min_pixels, max_pixels
-    )
     picture = load_image(source, config, limits)
     height, width = picture.shape[:2]
-    resize = hub_resize if config.uses_hub_resize_rule else smart_resize
-    target = resize(height, width, factor=config.factor, min_pixels=least, max_pixels=most)
+    target = image_size(height, width, config, min_pixels=min_pixels, max_pixels=max_pixels)
     writer = PatchWriter(config, target, dtype)
     grid = (1, *writer.grid_hw)
     shared = SharedArrays()

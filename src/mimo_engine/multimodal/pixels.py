@@ -27,6 +27,7 @@ __all__ = [
     "Resizer",
     "Size",
     "hub_resize",
+    "image_size",
     "pixel_limits",
     "smart_resize",
     "to_bfloat16",
@@ -97,6 +98,22 @@ def hub_resize(height: int, width: int, *, factor: int, min_pixels: int, max_pix
         raise _too_thin(height, width, _MAX_ASPECT)
     size = _within(height, width, factor, min_pixels, max_pixels)
     return Size(max(size.height, factor), max(size.width, factor))
+
+
+def image_size(
+    height: int,
+    width: int,
+    config: ProcessorConfig,
+    *,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+) -> Size:
+    """The size at which the model sees an image, by the rule of its configuration."""
+    least, most = pixel_limits(
+        config.image_min_pixels, config.image_max_pixels, min_pixels, max_pixels
+    )
+    resize = hub_resize if config.uses_hub_resize_rule else smart_resize
+    return resize(height, width, factor=config.factor, min_pixels=least, max_pixels=most)
 
 
 def _within(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> Size:

@@ -69,8 +69,7 @@ def video_frames_features(
     limits: MediaLimits,
     *,
     dtype: str,
-    timestamps: Sequence[float] | None = None,
-    fps: float | None = None,
+    fps: float,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     total_max_pixels: int | None = None,
@@ -78,13 +77,15 @@ def video_frames_features(
     """Features of a video whose frames the caller has chosen, all of them. Raises RequestError.
 
     frames: uint8 [num_frames, height, width, 3], or pictures as `load_image` takes them, of one
-    size. timestamps: seconds of each; or fps: frames for each second, the first one at 0. The last
-    frame stands for those that a step lacks.
+    size. fps: frames for each second, the first one at 0. The last frame stands for those that a
+    step lacks.
     """
     num_frames = len(frames)
     if not num_frames:
         raise RequestError("the video has no frames")
-    times = _caller_times(num_frames, timestamps, fps)
+    if not 0 < fps < math.inf:
+        raise RequestError(f"fps is {fps}: it must be positive")
+    times = tuple((np.arange(num_frames, dtype=np.float32) / np.float32(fps)).tolist())
     rules = video_rules(
         config, min_pixels=min_pixels, max_pixels=max_pixels, total_max_pixels=total_max_pixels
     )
@@ -101,27 +102,6 @@ def video_frames_features(
         sink.add(picture)
     missing = -num_frames % config.temporal_patch_size
     return sink.features(times + times[-1:] * missing)
-
-
-def _caller_times(
-    num_frames: int, timestamps: Sequence[float] | None, fps: float | None
-) -> tuple[float, ...]:
-    """The time of each frame, float32."""
-    if (timestamps is None) == (fps is None):
-        raise RequestError("frames of a video need either timestamps or fps")
-    if fps is not None:
-        if not 0 < fps < math.inf:
-            raise RequestError(f"fps is {fps}: it must be positive")
-        return tuple((np.arange(num_frames, dtype=np.float32) / np.float32(fps)).tolist())
-    times = np.asarray(timestamps, np.float32)
-    if times.shape != (num_frames,):
-        raise RequestError(
-            f"the video has {num_frames} frames and {times.size} timestamps: send one for each"
-        )
-    # Written so that NaN is refused too.
-    if not (times[0] >= 0 and np.isfinite(times[-1]) and (np.diff(times) >= 0).all()):
-        raise RequestError("timestamps of a video are seconds from 0 on, in rising order")
-    return tuple(times.tolist())
 
 
 class _FrameSink:

@@ -306,7 +306,7 @@ def test_sound_in_a_video_is_noticed(ten_seconds):
 
 
 def test_three_frames_of_a_caller_are_padded_to_four():
-    result = frames_features(np.stack(numbered(3)), timestamps=[0, 1, 2])
+    result = frames_features(np.stack(numbered(3)), fps=1.0)
     assert result.timestamps == (0.0, 1.0, 2.0, 2.0)
     assert result.grid == (2, 6, 8)
     assert numbers(result) == [0, 1, 2, 2]
@@ -344,16 +344,8 @@ def test_frames_of_a_caller_share_the_pixels_of_a_video():
         (np.zeros((0, 64, 64, 3), np.uint8), {"fps": 1.0}, "no frames"),
         (np.zeros((4, 64, 64, 3), np.float32), {"fps": 1.0}, "uint8"),
         (np.zeros((4, 3, 64, 64), np.uint8), {"fps": 1.0}, "uint8"),
-        (numbered(2), {}, "either timestamps or fps"),
-        (numbered(2), {"fps": 1.0, "timestamps": [0, 1]}, "either timestamps or fps"),
         (numbered(2), {"fps": 0.0}, "fps is 0"),
         (numbered(2), {"fps": float("nan")}, "fps is nan"),
-        (numbered(2), {"timestamps": [0]}, "2 frames and 1 timestamps"),
-        (numbered(2), {"timestamps": [1, 0]}, "rising order"),
-        (numbered(2), {"timestamps": [-1, 0]}, "rising order"),
-        (numbered(2), {"timestamps": [0, float("nan")]}, "rising order"),
-        (numbered(3), {"timestamps": [0, float("nan"), 1]}, "rising order"),
-        (numbered(2), {"timestamps": [0, float("inf")]}, "rising order"),
         ([gradient(64, 64), gradient(64, 96)], {"fps": 1.0}, "frame 1 .* 64 x 96 .* 64 x 64"),
         (numbered(2), {"fps": 1.0, "max_pixels": 0}, "max_pixels is 0"),
         (np.zeros((2, 20, 20_000, 3), np.uint8), {"fps": 1.0}, "too thin"),
