@@ -19,13 +19,14 @@ RANDOM_MODEL := .cache/random-model
 # second looks longer at what the first left open. Workers: processes that make batches.
 WORKERS ?= 14
 DEMO_RUNS := .cache/demo
-MIX_1 := text/tool_call=0.8,text/tool_result=0.4,image/colour=0.5,audio/pitch=0.6,video/first=0.6,$\
-video/agree=0.6,audio/spoken_digits=1.6,audio/spoken_words=1.5,image/digits=1.6,image/word=1.5,$\
-text/sums=1.4,text/needle=1.3,text/json=1.2
-MIX_2 := text/tool_call=0.8,text/tool_result=0.4,image/colour=0.4,image/position=3,$\
-image/count=1.5,image/shape=1.3,video/first=0.4,video/motion=0.5,video/order=0.5,$\
-video/flashes=0.5,image/digits=2,image/word=1.3,text/sums=1.2,text/word_problems=1.5,$\
-text/count=1.4,text/sort=1.3
+MIX_1 := text/tool_call=0.8,text/tool_result=0.4,text/count=1.3,text/word_problems=1.2,$\
+text/needle=1.3,text/sums=1.2,image/colour=0.4,image/shape=1.3,image/digits=1.8,image/word=1.5,$\
+image/position=0.8,video/motion=0.8,video/order=0.8,video/flashes=0.7,video/first=0.6,$\
+video/agree=1.2,audio/pitch=0.7,audio/beeps=1.2,audio/spoken_digits=1.4,audio/spoken_words=1.3
+MIX_2 := text/sums=1.4,text/tool_result=0.6,text/count=1.2,text/needle=1.3,image/colour=0.5,$\
+image/shape=1.5,image/count=1.4,image/digits=2,image/word=1.4,image/position=0.5,$\
+video/motion=0.8,video/order=0.8,video/flashes=0.7,video/first=0.6,video/agree=1.1,$\
+audio/pitch=0.6,audio/beeps=0.8,audio/spoken_words=0.9
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve demo test prove lint format bench test-gpu clean
@@ -60,9 +61,9 @@ serve: $(STAMP)
 	$(BIN)/mimo-engine serve $(MODEL) --port $(PORT) $(ARGS)
 
 demo: $(STAMP)
-	$(BIN)/python -m mimo_engine.demo train --minutes 8.1 --total-minutes 12.2 --workers $(WORKERS) \
+	$(BIN)/python -m mimo_engine.demo train --minutes 8.6 --total-minutes 17 --workers $(WORKERS) \
 		--mix $(MIX_1) --banks $(DEMO_RUNS)/banks --out $(DEMO_RUNS)/run1
-	$(BIN)/python -m mimo_engine.demo train --minutes 4.1 --total-minutes 12.2 --workers $(WORKERS) \
+	$(BIN)/python -m mimo_engine.demo train --minutes 8.4 --total-minutes 17 --workers $(WORKERS) \
 		--mix $(MIX_2) --banks $(DEMO_RUNS)/banks --out $(DEMO_RUNS)/run2 --resume $(DEMO_RUNS)/run1
 	$(BIN)/python -m mimo_engine.demo export --run $(DEMO_RUNS)/run2 --out $(DEMO_RUNS)/data
 
