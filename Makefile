@@ -65,6 +65,7 @@ demo: $(STAMP)
 		--mix $(MIX_1) --banks $(DEMO_RUNS)/banks --out $(DEMO_RUNS)/run1
 	$(BIN)/python -m mimo_engine.demo train --minutes 8.4 --total-minutes 17 --workers $(WORKERS) \
 		--mix $(MIX_2) --banks $(DEMO_RUNS)/banks --out $(DEMO_RUNS)/run2 --resume $(DEMO_RUNS)/run1
+	rm -rf $(DEMO_RUNS)/data
 	$(BIN)/python -m mimo_engine.demo export --run $(DEMO_RUNS)/run2 --out $(DEMO_RUNS)/data
 
 test: $(STAMP)

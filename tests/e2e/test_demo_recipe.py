@@ -7,13 +7,14 @@ from mimo_engine import LLM, SamplingParams
 from mimo_engine.config.engine import CacheConfig
 from mimo_engine.demo.__main__ import main
 from mimo_engine.demo.evaluate import evaluate, score_table
-from mimo_engine.demo.export import make_twin
+from mimo_engine.demo.export import make_plain, make_twin
 from mimo_engine.demo.schedule import Budget, Clock
 from mimo_engine.demo.speech import SpeechBanks
 from mimo_engine.demo.state import load_state
 from mimo_engine.demo.suite import demo_tasks
 from mimo_engine.demo.tokenizer import learn_merges, task_texts
 from mimo_engine.demo.train import Recipe, Trainer
+from mimo_engine.errors import CheckpointError, ConfigError
 
 STEPS = 5
 CUTS = (1, 4)
@@ -75,8 +76,33 @@ def test_a_training_is_evaluated(tasks, uncut):
 def test_a_training_is_exported_and_serves(uncut, tmp_path):
     main(["export", "--run", str(uncut[STEPS]), "--out", str(tmp_path / "data")])
     make_twin(tmp_path / "data/fp8", tmp_path / "data/mxfp4", tmp_path / "twin")
-    for model in (tmp_path / "data/fp8", tmp_path / "twin"):
+    make_plain(tmp_path / "data/fp8", tmp_path / "plain")
+    for model in (tmp_path / "data/fp8", tmp_path / "twin", tmp_path / "plain"):
         llm = LLM(str(model), device="cpu", cache=CacheConfig(kv_cache_gib=0.25))
         (output,) = llm.generate(["1+1="], SamplingParams(max_tokens=4, ignore_eos=True))
         llm.close()
         assert len(output.token_ids) == 4
+    with pytest.raises(ConfigError, match="already exists"):
+        main(["export", "--run", str(uncut[STEPS]), "--out", str(tmp_path / "data")])
+
+
+def test_a_training_without_codebooks_is_not_exported(uncut, tmp_path):
+    with pytest.raises(CheckpointError, match="go on with --resume"):
+        main(["export", "--run", str(uncut[CUTS[0]]), "--out", str(tmp_path / "data")])
+
+
+def test_a_training_goes_on_with_its_own_seed(uncut, tmp_path):
+    arguments = ["train", "--minutes", "1", "--out", str(tmp_path), "--resume", str(uncut[STEPS])]
+    banks = ["--banks", str(tmp_path / "banks")]
+    with pytest.raises(ConfigError, match="has the seed 0"):
+        main([*arguments, *banks, "--seed", "5"])
+
+
+def test_a_mix_without_sound_is_refused_when_codebooks_are_due(tasks):
+    texts = [task for task in tasks if task.modality == "text"]
+    merges = learn_merges(task_texts(texts, per_task=20, seed=0))
+    recipe = Recipe(max_tokens=64, fit_vectors=10)
+    trainer = Trainer(texts, merges, recipe, mix={}, device=CPU)
+    clock = Clock(budget=Budget(run=1, total=2, in_steps=True), spent_before=1)
+    with pytest.raises(ConfigError, match="no task with sound"):
+        trainer.run(clock)

@@ -11,7 +11,6 @@ right in every run.
 from __future__ import annotations
 
 import argparse
-import base64
 import http.client
 import json
 import random
@@ -20,15 +19,13 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from io import BytesIO
 from time import perf_counter
 from typing import Any
-
-from PIL import Image
 
 from mimo_engine import LLM, SamplingParams
 from mimo_engine.bench.record import append_result
 from mimo_engine.demo.image_tasks import IMAGE_TASKS
+from mimo_engine.eval.demo_sets import wire_message
 from mimo_engine.utils.hub import DEMO
 
 __all__ = ["decode_rate", "first_token_s", "main"]
@@ -41,16 +38,8 @@ _NUM_TOKENS = 200
 def _image_request() -> tuple[bytes, str]:
     """A held-out picture of the demo's first image task, and the right answer."""
     example = IMAGE_TASKS[0].make(random.Random(0), "test")
-    content = []
-    for part in example.messages[-1]["content"]:
-        if part["type"] == "image":
-            buffer = BytesIO()
-            Image.fromarray(part["image"]).save(buffer, "PNG")
-            url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-            part = {"type": "image_url", "image_url": {"url": url}}
-        content.append(part)
     body = {
-        "messages": [{"role": "user", "content": content}],
+        "messages": [wire_message(message) for message in example.messages],
         "temperature": 0.0,
         "max_tokens": 8,
         "stream": True,
@@ -62,17 +51,18 @@ def first_token_s(model: str) -> tuple[float, str]:
     """(seconds from nothing to the first token, the whole answer)."""
     program = "import sys; from mimo_engine.cli.main import main; sys.exit(main())"
     command = [sys.executable, "-c", program, "serve", model, "--port", "0"]
+    body, _ = _image_request()
     started = perf_counter()
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         try:
-            return _ask(server, started)
+            return _ask(server, body, started)
         finally:
             server.terminate()
             assert server.stderr is not None
             server.stderr.read()
 
 
-def _ask(server: subprocess.Popen[str], started: float) -> tuple[float, str]:
+def _ask(server: subprocess.Popen[str], body: bytes, started: float) -> tuple[float, str]:
     assert server.stderr is not None
     found = None
     for line in server.stderr:
@@ -82,9 +72,11 @@ def _ask(server: subprocess.Popen[str], started: float) -> tuple[float, str]:
     assert found is not None, "the server did not start"
     connection = http.client.HTTPConnection(found[1], int(found[2]), timeout=60)
     headers = {"Content-Type": "application/json"}
-    connection.request("POST", "/v1/chat/completions", _image_request()[0], headers)
+    connection.request("POST", "/v1/chat/completions", body, headers)
+    response = connection.getresponse()
+    assert response.status == 200, response.read()
     first, pieces = 0.0, []
-    for raw in connection.getresponse():
+    for raw in response:
         line = raw.decode().strip()
         if not line.startswith("data: {"):
             continue
@@ -95,7 +87,8 @@ def _ask(server: subprocess.Popen[str], started: float) -> tuple[float, str]:
                 first = perf_counter() - started
             pieces += [piece] if piece else []
     connection.close()
-    return first or perf_counter() - started, "".join(pieces)
+    assert pieces, "the answer is empty"
+    return first, "".join(pieces)
 
 
 def decode_rate(model: str, num_runs: int) -> float:

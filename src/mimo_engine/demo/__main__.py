@@ -3,6 +3,9 @@
     train --minutes 8.5 --out RUN1 --total-minutes 24
     train --minutes 8.5 --out RUN2 --total-minutes 24 --resume RUN1
     export --run RUN3 --out FOLDER
+    variant mxfp4 --out MODEL           the shipped model as its twin with MXFP4 experts
+    variant bf16 --out MODEL            ... as plain bf16 with split projections
+    acceptance                          how often its draft layers are right
 
 A run is made to fit machines that are lent for minutes: it goes on from the folder of an earlier
 one, and its own is small enough to be carried. `train` without --total-minutes is a whole training.
@@ -19,18 +22,25 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from mimo_engine.demo.acceptance import measure_acceptance
 from mimo_engine.demo.evaluate import evaluate, score_table
-from mimo_engine.demo.export import export_demo
+from mimo_engine.demo.export import DATA_DIR, export_demo, make_plain, make_twin
 from mimo_engine.demo.geometry import geometry
 from mimo_engine.demo.network import DemoNetwork
 from mimo_engine.demo.schedule import Budget, Clock
 from mimo_engine.demo.speech import SpeechBanks
 from mimo_engine.demo.state import load_state
 from mimo_engine.demo.suite import demo_tasks
+from mimo_engine.demo.text_tasks import TEXT_TASKS
 from mimo_engine.demo.tokenizer import learn_merges, make_tokenizer, task_texts
 from mimo_engine.demo.train import Recipe, Trainer, restore
+from mimo_engine.errors import CheckpointError, ConfigError
 
 _TEXTS_PER_TASK = 200
+_VARIANTS = {
+    "mxfp4": lambda out: make_twin(DATA_DIR / "fp8", DATA_DIR / "mxfp4", out),
+    "bf16": lambda out: make_plain(DATA_DIR / "fp8", out),
+}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -56,14 +66,31 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--mix", default="", help="MODALITY/TASK=SHARE,...: how often tasks come; else 1"
     )
-    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--seed", type=int, help="default: 0, or that of the run that goes on")
     train.add_argument("--items", type=int, default=128, help="test examples a task")
     train.add_argument("--state-dtype", choices=sorted(_DTYPES), default="bfloat16")
     export = commands.add_parser("export", help="a run's weights as the demo's checkpoints")
     export.set_defaults(command=_export)
     export.add_argument("--run", type=Path, required=True, help="folder of the last run")
     export.add_argument("--out", type=Path, required=True, help="folder to make fp8/ and mxfp4/ in")
+    variant = commands.add_parser("variant", help="the shipped model, stored in another way")
+    variant.set_defaults(command=_variant)
+    variant.add_argument("form", choices=sorted(_VARIANTS))
+    variant.add_argument("--out", type=Path, required=True, help="a new directory")
+    acceptance = commands.add_parser("acceptance", help="how often the draft layers are right")
+    acceptance.set_defaults(command=_acceptance)
+    acceptance.add_argument("--items", type=int, default=60, help="test examples a task")
     return parser
+
+
+def _variant(options: argparse.Namespace) -> None:
+    _VARIANTS[options.form](options.out)
+
+
+def _acceptance(options: argparse.Namespace) -> None:
+    for found in measure_acceptance(DATA_DIR / "fp8", TEXT_TASKS, items_per_task=options.items):
+        shares = "  ".join(f"{share:.2f}" for share in found.shares)
+        tqdm.write(f"{found.task:<20}{shares}  {found.length:.2f} tokens a step")
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -73,14 +100,17 @@ def _train(options: argparse.Namespace) -> None:
     tasks = demo_tasks(banks)
     state = None if options.resume is None else load_state(options.resume)
     if state is None:
-        merges = learn_merges(task_texts(tasks, per_task=_TEXTS_PER_TASK, seed=options.seed))
+        seed = options.seed or 0
+        merges = learn_merges(task_texts(tasks, per_task=_TEXTS_PER_TASK, seed=seed))
     else:
-        merges = state[1].merges
+        seed, merges = state[1].seed, state[1].merges
+        if options.seed not in (None, seed):
+            raise ConfigError(f"the run to go on from has the seed {seed}: leave --seed out")
     trainer = Trainer(
         tasks,
         merges,
         Recipe(
-            seed=options.seed,
+            seed=seed,
             max_tokens=options.max_tokens,
             peak_lr=options.lr,
             num_workers=options.workers,
@@ -118,6 +148,11 @@ def _mix(text: str) -> dict[str, float]:
 
 def _export(options: argparse.Namespace) -> None:
     tensors, record = load_state(options.run)
+    if not record.is_audio_fitted:
+        raise CheckpointError(
+            f"{options.run}: the training has not come to its codebooks, so the model would hear "
+            "nothing: go on with --resume"
+        )
     _, vocab = make_tokenizer(record.merges)
     shape = geometry(vocab.ids)
     network = DemoNetwork(shape)

@@ -22,7 +22,7 @@ from mimo_engine.config.media import served_media
 from mimo_engine.config.model import load_model_config
 from mimo_engine.demo.encoding import Encoded, ExampleEncoder
 from mimo_engine.demo.geometry import NUM_MTP_LAYERS
-from mimo_engine.demo.task import Task
+from mimo_engine.demo.task import Task, task_name
 from mimo_engine.model.batch import packed_batch
 from mimo_engine.model.mtp import MtpLayers, shifted_tokens, split_mtp_weights
 from mimo_engine.model.text import TextModel
@@ -73,7 +73,7 @@ def measure_acceptance(
         right = torch.cat(rows).double()
         found.append(
             Acceptance(
-                task=f"{task.modality}/{task.name}",
+                task=task_name(task),
                 num_rows=len(right),
                 shares=tuple(right.mean(dim=0).tolist()),
                 length=1 + float(right.cumprod(dim=1).sum(dim=1).mean()),

@@ -70,8 +70,9 @@ class Bank:
         part.replace(path)
 
     @staticmethod
-    def load(path: Path) -> Bank:
-        """What `save` wrote. Raises ConfigError for words other than today's."""
+    def load(path: Path, split: Split) -> Bank:
+        """What `save` wrote. Raises ConfigError for other words than today's, and for speakers that
+        are not this split's."""
         with np.load(path, allow_pickle=False) as file:
             bank = Bank(
                 words=tuple(map(str, file["words"])),
@@ -81,4 +82,6 @@ class Bank:
             )
         if bank.words != VOCABULARY:
             raise ConfigError(f"{path} holds other words than the tasks ask for: delete it")
+        if not {voice.rpartition("+")[2] for voice in bank.voices} <= set(SPEAKERS[split]):
+            raise ConfigError(f"{path} holds speakers of another split: delete it")
         return bank

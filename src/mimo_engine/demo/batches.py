@@ -19,11 +19,11 @@ from torch.utils.data import Dataset
 
 from mimo_engine.config.model import AttentionKind
 from mimo_engine.demo.encoding import Clip, Encoded, ExampleEncoder, Picture
-from mimo_engine.demo.task import Example, Task
+from mimo_engine.demo.task import Example, Task, task_name
 from mimo_engine.kernels.attention import AttentionGroup
 from mimo_engine.model.batch import ForwardBatch, MediaRows
 
-__all__ = ["LENGTHS", "BatchSource", "Mix", "TrainingBatch", "collate", "padded_len", "task_name"]
+__all__ = ["LENGTHS", "BatchSource", "Mix", "TrainingBatch", "collate", "padded_len"]
 
 LENGTHS = (64, 112, 192, 320, 512, 768, 1024, 1536, 2048, 4096)
 """What sequences are padded to."""
@@ -57,10 +57,6 @@ class TrainingBatch:
     """[clips] int64: frames of each, in the order of `mels`."""
     audio_rows: torch.Tensor | None = None
     audio_sources: torch.Tensor | None = None
-
-    @property
-    def num_sequences(self) -> int:
-        return sum(count for count, _ in self.shapes)
 
     def to(self, device: torch.device) -> TrainingBatch:
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
@@ -188,11 +184,6 @@ def _padded_frames(clip: Clip) -> int:
 
 Mix = Mapping[str, float]
 """How often a task comes, by `task_name`; 1 where it is not named."""
-
-
-def task_name(task: Task) -> str:
-    """Names are unique within a modality."""
-    return f"{task.modality}/{task.name}"
 
 
 class BatchSource(Dataset[TrainingBatch]):

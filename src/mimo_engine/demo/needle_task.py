@@ -43,16 +43,17 @@ class Code:
 
 
 class Needle(Task):
-    """A constant code is right one time in 10,000."""
+    """1,283 of 10,000 codes are held out: a constant one of them is right 0.08 % of the time."""
 
     name = "needle"
     modality = "text"
     definition = (
         "Say the code of four digits that stands before 6 to 16 sentences without digits; half of "
         "the time two people have a code each, and one of them is asked. Held out: one in eight "
-        "codes, the one not asked included. Baseline: a constant code."
+        "codes, the one not asked included. Baseline: a constant one "
+        "of these."
     )
-    baseline = 0.0001
+    baseline = 0.0008
 
     def make(self, rng: random.Random, split: Split) -> Example:
         secret = rng.choice(_SECRETS)

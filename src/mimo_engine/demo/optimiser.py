@@ -27,8 +27,8 @@ _TABLES = ("embed_tokens.weight", "lm_head.weight", "mlp.gate.weight", "speech_e
 
 
 class Optimiser:
-    """Of one part of the model, by name. In a step all of its parameters have a gradient, or none
-    has one; then nothing moves."""
+    """Of one part of the model, by name. In a step all of its matrices have a gradient, or none of
+    its parameters has one; then nothing moves."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self._others: dict[str, nn.Parameter] = {}

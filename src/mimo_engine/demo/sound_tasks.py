@@ -112,7 +112,7 @@ _TONE_TASKS = (
         modality="audio",
         definition=(
             f"Whether a tone of 0.6 to 1.4 s is {', '.join(_SHAPES)}: by half an octave or "
-            "more, or not at all. Baseline: any of them. " + _TIMBRES
+            "more, or not at all. Baseline: any of them. Of its middle: " + _TIMBRES
         ),
         baseline=1 / len(_SHAPES),
         questions=(

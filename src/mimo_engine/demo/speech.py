@@ -39,7 +39,7 @@ class SpeechBanks:
             return _made(split)
         path = self._folder / f"speech-{split}.npz"
         if path.exists():
-            return Bank.load(path)
+            return Bank.load(path, split)
         bank = _made(split)
         self._folder.mkdir(parents=True, exist_ok=True)
         bank.save(path)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-__all__ = ["Example", "Message", "Split", "Task"]
+__all__ = ["Example", "Message", "Split", "Task", "task_name"]
 
 Message = Mapping[str, Any]
 Split = Literal["train", "test"]
@@ -55,3 +55,8 @@ class Task(Protocol):
         """Whether a model's turn (as the server's message: content, reasoning_content, tool_calls
         with JSON text as arguments) answers the example. Never raises on odd answers."""
         ...
+
+
+def task_name(task: Task) -> str:
+    """Such as image/colour: names are unique within a modality."""
+    return f"{task.modality}/{task.name}"

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.checkpoint.synthetic_tokenizer import Merge
-from mimo_engine.demo.batches import BatchSource, Mix, TrainingBatch, task_name
+from mimo_engine.demo.batches import BatchSource, Mix, TrainingBatch
 from mimo_engine.demo.encoding import ExampleEncoder
 from mimo_engine.demo.geometry import Geometry, geometry
 from mimo_engine.demo.losses import backbone_loss, draft_loss
@@ -29,13 +29,16 @@ from mimo_engine.demo.network import DemoNetwork, autocast
 from mimo_engine.demo.optimiser import Optimiser
 from mimo_engine.demo.schedule import AUDIO_UNTIL, Clock, Rates, rates
 from mimo_engine.demo.state import RunRecord, save_state
-from mimo_engine.demo.task import Task
+from mimo_engine.demo.task import Task, task_name
 from mimo_engine.demo.tokenizer import make_tokenizer
+from mimo_engine.errors import ConfigError
 
 __all__ = ["Recipe", "Trainer"]
 
 _MAX_GRADIENT = 1.0
 _LOAD_RATE = 2e-3
+_MAX_SILENT_STEPS = 100
+"""Batches without any sound after which it is clear that none will come."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,7 +213,10 @@ class Trainer:
         audio.freeze()
         self._optimisers.pop("tokenizer", None)
         found: list[torch.Tensor] = []
+        first = self.step
         while sum(map(len, found)) < self._recipe.fit_vectors:
+            if not found and self.step - first > _MAX_SILENT_STEPS:
+                raise ConfigError("no task with sound comes in this mix: codebooks need some")
             batch = next(batches)
             if batch.num_frames is not None:
                 found.append(audio.features(batch.mels, batch.num_frames))

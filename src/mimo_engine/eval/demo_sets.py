@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mimo_engine.demo.suite import demo_tasks
-from mimo_engine.demo.task import Example, Task
+from mimo_engine.demo.task import Example, Task, task_name
 from mimo_engine.eval.api import Reply, chat_request
 from mimo_engine.eval.evaluation import Evaluation, Grade, Item, Options, Question
 from mimo_engine.eval.media_uris import png_uri, video_uri, wav_uri
@@ -46,8 +46,8 @@ def demo_evaluation(tasks: Sequence[Task], options: Options) -> Evaluation:
             for index in range(num_examples)
         ],
         settings={"max_tokens": max_tokens},
-        baselines={_group(task): task.baseline for task in tasks},
-        definitions={_group(task): task.definition for task in tasks},
+        baselines={task_name(task): task.baseline for task in tasks},
+        definitions={task_name(task): task.definition for task in tasks},
     )
 
 
@@ -61,7 +61,7 @@ def wire_message(message: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _item(task: Task, index: int, max_tokens: int, one_at_a_time: threading.Lock) -> Item:
     """one_at_a_time: items are posed on several threads, and tasks know of one."""
-    name = f"{_group(task)}/{index}"
+    name = f"{task_name(task)}/{index}"
 
     def pose() -> Question:
         with one_at_a_time:
@@ -77,20 +77,15 @@ def _item(task: Task, index: int, max_tokens: int, one_at_a_time: threading.Lock
             grade=partial(_grade, task, example),
         )
 
-    return Item(id=name, group=_group(task), pose=pose)
-
-
-def _group(task: Task) -> str:
-    # Names are unique within a modality.
-    return f"{task.modality}/{task.name}"
+    return Item(id=name, group=task_name(task), pose=pose)
 
 
 def _grade(task: Task, example: Example, reply: Reply) -> Grade:
-    answer = {
-        key: reply.message[key] for key in ("content", "tool_calls") if reply.message.get(key)
-    }
+    # Without the thought that a server without a reasoning parser leaves in the content.
+    message = {**reply.message, "content": reply.text}
+    answer = {key: message[key] for key in ("content", "tool_calls") if message.get(key)}
     note = "" if answer else "empty"
-    return Grade(count=int(task.is_right(example, reply.message)), answer=answer, note=note)
+    return Grade(count=int(task.is_right(example, message)), answer=answer, note=note)
 
 
 def _wire_part(part: Mapping[str, Any]) -> Mapping[str, Any]:

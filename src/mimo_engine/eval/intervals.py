@@ -15,6 +15,8 @@ Interval = tuple[float, float]
 
 _Z = 1.959963984540054
 """97.5 % of the standard normal distribution lie below."""
+_STUDENT_T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
+"""The same of Student's with 1, 2, ... degrees of freedom."""
 
 
 def wilson_interval(num_right: int, num: int) -> Interval:
@@ -38,13 +40,27 @@ def rate_interval(counts: Sequence[int], totals: Sequence[int]) -> Interval | No
     what is within an item is not.
 
     The usual interval of a ratio estimator: with r the ratio, its variance is
-    n / (n - 1) * sum (count - r total)^2 / sum(totals)^2. None: one item alone
-    tells no spread.
+    n / (n - 1) * sum (count - r total)^2 / sum(totals)^2, and Student's t with n - 1 degrees of
+    freedom says how many deviations to go. None: one item alone tells no spread, nor do items that
+    all have the same ratio, such as a few clips without an error.
     """
-    num, sum_totals = len(counts), sum(totals)
-    rate = sum(counts) / sum_totals
-    if num < 2:
+    num, sum_counts, sum_totals = len(counts), sum(counts), sum(totals)
+    # As integers, times sum_totals: what does not differ is then exactly 0.
+    pairs = zip(counts, totals, strict=True)
+    squares = sum((c * sum_totals - sum_counts * t) ** 2 for c, t in pairs)
+    if squares == 0:
         return None
-    squares = math.fsum((c - rate * t) ** 2 for c, t in zip(counts, totals, strict=True))
-    spread = _Z * math.sqrt(num / (num - 1) * squares) / sum_totals
+    rate, variance = sum_counts / sum_totals, num / (num - 1) * (squares / sum_totals**4)
+    spread = _student_t(num - 1) * math.sqrt(variance)
     return max(0.0, rate - spread), rate + spread
+
+
+def _student_t(freedom: int) -> float:
+    """97.5 % of Student's distribution lie below: by table, then by Fisher's expansion in
+    1 / freedom, whose first two terms leave less than 0.002.
+    """
+    if freedom <= len(_STUDENT_T):
+        return _STUDENT_T[freedom - 1]
+    first = (_Z**3 + _Z) / 4
+    second = (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / 96
+    return _Z + first / freedom + second / freedom**2

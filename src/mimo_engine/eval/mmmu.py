@@ -1,9 +1,9 @@
 """MMMU, college questions about pictures, with options or open.
 
 The form is that of SGLang's `run_eval mmmu`, for which public numbers of this family exist: items
-in the order of their ids, of each the first picture, where the prompt names it. One thing differs:
-`run_eval` cuts a prompt at its first `<` and its first `>`, which loses text where a question
-compares numbers, and here it is cut at the picture's tag.
+in the order of their ids, of each the first picture, where the prompt names it. docs/eval.md lists
+what differs. Of the prompt it is this: `run_eval` cuts it at its first `<` and its first `>`, which
+loses text where a question compares numbers, and here it is cut at the picture's tag.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _item(row: Row, max_tokens: int, thinks: bool) -> Item:
     question, picture = row.text("question"), row.media("image_1")
     if choices:
         expected: str | list[str] = row.text("answer")
-        if expected not in ascii_uppercase[: len(choices)]:
+        if expected not in list(ascii_uppercase[: len(choices)]):
             raise row.error(f"answer is {expected!r}, which is none of the options' letters")
         grade = partial(_grade_choice, expected, choices)
     else:
@@ -121,8 +121,8 @@ def _grade_open(expected: Sequence[str], reply: Reply) -> Grade:
 
 def _png_uri(picture: Path | bytes, where: str) -> str:
     """The file itself when it is PNG, which is lossless: the server decides about transparency."""
-    content = picture if isinstance(picture, bytes) else picture.read_bytes()
     try:
+        content = picture if isinstance(picture, bytes) else picture.read_bytes()
         with Image.open(BytesIO(content)) as image:
             if image.format != "PNG":
                 buffer = BytesIO()

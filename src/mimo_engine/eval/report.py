@@ -29,7 +29,7 @@ class Summary:
     """Answers that max_tokens ended."""
     score: float
     interval: Interval | None
-    """95 %. None: cannot be had from one item."""
+    """95 %. None: the items do not tell, as one alone, or rates that are all the same."""
     baseline: float | None
     notes: Mapping[str, int]
     """How answers were read, or what is wrong with them, and how often."""

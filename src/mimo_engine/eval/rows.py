@@ -110,13 +110,16 @@ def read_rows(
     """All rows, file by file in the order of their names. Raises ConfigError.
 
     source: a file, a directory, or the name of a dataset on the hub. files: pattern of the paths
-    within a directory or dataset; None: of a directory everything, of a dataset `hub_files`.
+    within a directory or dataset; None: of a dataset `hub_files`, of a directory too where it has
+    such files (a clone has the train split beside the test split), else everything.
     """
     path = Path(source).expanduser()
     if path.is_file():
+        if files is not None:
+            raise ConfigError(f"{source} is one file, of which --files cannot choose: leave it out")
         paths = [path]
     elif path.is_dir():
-        paths = _matching(path, files or "*")
+        paths = _matching(path, files) if files else _matching(path, hub_files) or _matching(path)
     else:
         paths = _matching(_downloaded(source, files or hub_files), files or hub_files)
     if not paths:
@@ -126,7 +129,7 @@ def read_rows(
     return [row for one in paths for row in _rows_of(one, columns)]
 
 
-def _matching(directory: Path, pattern: str) -> list[Path]:
+def _matching(directory: Path, pattern: str = "*") -> list[Path]:
     found = [path for path in directory.rglob("*") if path.suffix in _SUFFIXES and path.is_file()]
     return sorted(
         path for path in found if fnmatch(path.relative_to(directory).as_posix(), pattern)

@@ -69,6 +69,9 @@ def _item(index: int, row: Row, max_tokens: int, thinks: bool) -> Item:
 
 def _grade(expected: Sequence[_Call], reply: Reply) -> Grade:
     made = _calls_of(reply)
+    if not made and not reply.text:
+        # Where no call is expected, one still has to say something.
+        return Grade(count=0, answer=[], note="empty")
     answer = [{"name": call.name, "arguments": call.arguments} for call in made]
     note = _difference(expected, made)
     return Grade(count=int(not note), answer=answer, note=note)

@@ -396,13 +396,16 @@ def test_the_first_bank_of_a_process_is_the_same_each_time():
 def test_a_saved_bank_is_the_same_bank_and_one_of_other_words_is_refused(banks, tmp_path):
     bank, path = banks.get("test"), tmp_path / "bank.npz"
     bank.save(path)
-    loaded = Bank.load(path)
+    loaded = Bank.load(path, "test")
     assert (loaded.words, loaded.voices) == (bank.words, bank.voices)
     assert np.array_equal(loaded.samples, bank.samples)
     assert np.array_equal(loaded.ends, bank.ends)
     Bank(words=("hello",), voices=("en",), samples=bank.samples, ends=bank.ends).save(path)
     with pytest.raises(ConfigError, match="delete it"):
-        Bank.load(path)
+        Bank.load(path, "test")
+    bank.save(path)
+    with pytest.raises(ConfigError, match="another split: delete it"):
+        Bank.load(path, "train")
 
 
 def test_banks_are_made_once_and_kept_in_their_folder(tmp_path):
