@@ -56,8 +56,8 @@ def rate_interval(counts: Sequence[int], totals: Sequence[int]) -> Interval | No
 
 
 def _student_t(freedom: int) -> float:
-    """97.5 % of Student's distribution lie below: by table, then by Fisher's expansion in
-    1 / freedom, whose first two terms leave less than 0.002.
+    """97.5 % of Student's distribution lie below: by table, then by the first two terms of the
+    Cornish-Fisher expansion in 1 / freedom, which leave less than 0.003.
     """
     if freedom <= len(_STUDENT_T):
         return _STUDENT_T[freedom - 1]

@@ -110,16 +110,16 @@ def read_rows(
     """All rows, file by file in the order of their names. Raises ConfigError.
 
     source: a file, a directory, or the name of a dataset on the hub. files: pattern of the paths
-    within a directory or dataset; None: of a dataset `hub_files`, of a directory too where it has
-    such files (a clone has the train split beside the test split), else everything.
+    within a directory or dataset; None: of a dataset `hub_files`, of a directory see
+    `_default_files`.
     """
     path = Path(source).expanduser()
     if path.is_file():
-        if files is not None:
+        if files:
             raise ConfigError(f"{source} is one file, of which --files cannot choose: leave it out")
         paths = [path]
     elif path.is_dir():
-        paths = _matching(path, files) if files else _matching(path, hub_files) or _matching(path)
+        paths = _matching(path, files) if files else _default_files(path, hub_files)
     else:
         paths = _matching(_downloaded(source, files or hub_files), files or hub_files)
     if not paths:
@@ -129,7 +129,15 @@ def read_rows(
     return [row for one in paths for row in _rows_of(one, columns)]
 
 
-def _matching(directory: Path, pattern: str = "*") -> list[Path]:
+def _default_files(directory: Path, hub_files: str) -> list[Path]:
+    """Those that `hub_files` names, as in a clone of the dataset, which has the train split beside
+    the test split; or its last part, as in a folder of a clone; or else everything.
+    """
+    patterns = (hub_files, hub_files.rpartition("/")[2], "*")
+    return next(filter(None, (_matching(directory, pattern) for pattern in patterns)), [])
+
+
+def _matching(directory: Path, pattern: str) -> list[Path]:
     found = [path for path in directory.rglob("*") if path.suffix in _SUFFIXES and path.is_file()]
     return sorted(
         path for path in found if fnmatch(path.relative_to(directory).as_posix(), pattern)

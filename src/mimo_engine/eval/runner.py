@@ -1,9 +1,9 @@
 """Puts the questions of an evaluation, several at a time, and grades what comes back.
 
 What must hold: every item has exactly one outcome, in the items' order, whatever fails. A failure
-scores as a wrong answer, and of a clip as all its words missing. Refusing what is hard gains nothing
-in accuracy; in the word error rate it can, since a transcript may have more errors than the
-reference has words, so the report counts failures.
+scores as a wrong answer, and of a clip as all its words missing. So a server gains no accuracy by
+refusing what is hard. In the word error rate it can gain, since a transcript may have more errors
+than the reference has words: the report counts failures.
 """
 
 from __future__ import annotations

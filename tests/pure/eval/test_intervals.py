@@ -37,13 +37,39 @@ def test_300_items_know_their_share_to_six_points():
     assert high - low < 0.12
 
 
-def test_a_rate_of_items_that_all_agree_has_no_spread():
-    assert rate_interval([1, 2, 3], [10, 20, 30]) == pytest.approx((0.1, 0.1))
+@pytest.mark.parametrize(
+    ("counts", "totals"),
+    [([0, 0, 0], [5, 6, 7]), ([1, 2, 3], [10, 20, 30]), ([3, 9, 21], [1, 3, 7])],
+)
+def test_items_that_do_not_differ_tell_no_spread(counts, totals):
+    assert rate_interval(counts, totals) is None
 
 
 def test_a_rate_by_hand():
     # r = 0.3; squares (1-3)^2 + (5-3)^2 = 8, times 2 / 1, root 4; over 20 words: 0.2.
-    assert rate_interval([1, 5], [10, 10]) == pytest.approx((0.0, 0.3 + 1.959964 * 0.2))
+    assert rate_interval([1, 5], [10, 10]) == pytest.approx((0.0, 0.3 + 12.7062 * 0.2))
+
+
+@pytest.mark.parametrize(
+    ("num", "student"),
+    # 97.5 % points of Student's distribution with num - 1 degrees of freedom.
+    [(3, 4.3027), (6, 2.5706), (11, 2.2281), (12, 2.2010), (31, 2.0423), (121, 1.9799)],
+)
+def test_few_items_make_the_interval_wider(num, student):
+    # One count of 1 among `num` of 10: by hand, the deviation of the rate is 1 / (10 num).
+    low, high = rate_interval([1] + [0] * (num - 1), [10] * num)
+    assert low == 0
+    assert high == pytest.approx((1 + student) / (10 * num), abs=0.003 / (10 * num))
+
+
+def test_95_of_100_intervals_of_five_clips_hold_the_true_rate():
+    rng = random.Random(0)
+    held = 0
+    for _ in range(1000):
+        counts = [round(rng.gauss(200, 40)) for _ in range(5)]
+        low, high = rate_interval(counts, [1000] * 5)
+        held += low <= 0.2 <= high
+    assert 930 <= held <= 970
 
 
 def test_one_item_tells_no_spread():

@@ -1,5 +1,6 @@
 """MMMU: rows as the hub has them, prompts with a picture in its place, and what cannot be right."""
 
+import asyncio
 import base64
 from io import BytesIO
 
@@ -7,13 +8,14 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from eval_helpers import graded, write_jsonl
+from eval_helpers import graded, reply, write_jsonl
 from PIL import Image
 
 from media_files import gradient, make_image
 from mimo_engine.errors import ConfigError
 from mimo_engine.eval.evaluation import Options
 from mimo_engine.eval.mmmu import INSTRUCTION, mmmu, user_content
+from mimo_engine.eval.runner import run_evaluation
 
 PNG = make_image(gradient(40, 30))
 
@@ -163,6 +165,7 @@ def test_an_open_question_may_have_several_right_answers(tmp_path):
         ({"options": "3"}, "options must be a list"),
         ({"options": str(["x"] * 27)}, "options has 27 entries"),
         ({"answer": "C"}, "answer is 'C'"),
+        ({"answer": "AB"}, "answer is 'AB', which is none of the options' letters"),
         ({"answer": None}, "answer must be a string"),
         ({"image_1": None}, "image_1 must be a path"),
         ({"image_1": {"bytes": "no base64!"}}, r"image_1\.bytes must be base64"),
@@ -180,3 +183,17 @@ def test_a_damaged_picture_is_found_when_its_turn_comes(tmp_path):
     (item,) = load(tmp_path, row("Art_1", image_1={"bytes": "AAAA"})).items
     with pytest.raises(ConfigError, match="row 1: the picture cannot be read"):
         item.pose()
+
+
+def test_a_picture_that_has_gone_is_one_wrong_answer_and_the_run_goes_on(tmp_path):
+    for name in ("1.png", "2.png"):
+        (tmp_path / name).write_bytes(PNG)
+    evaluation = load(tmp_path, row("Art_1", image_1="1.png"), row("Art_2", image_1="2.png"))
+    (tmp_path / "1.png").unlink()
+
+    async def ask(_):
+        return reply("Answer: B")
+
+    outcomes = asyncio.run(run_evaluation(evaluation, ask, concurrency=2))
+    assert [outcome.grade.count for outcome in outcomes] == [0, 1]
+    assert "row 1: the picture cannot be read" in outcomes[0].error

@@ -36,14 +36,49 @@ def test_of_parquet_only_the_columns_asked_for_are_read(tmp_path):
 
 
 def test_a_directory_is_read_in_the_order_of_its_names_and_as_far_as_the_pattern_goes(tmp_path):
-    for name in ("z", "b", "test"):
+    for name in ("z", "b", "c"):
         (tmp_path / name).mkdir()
         write_jsonl(tmp_path / name / "rows.jsonl", [{"a": name}])
     (tmp_path / "README.md").write_text("not rows")
-    assert [row["a"] for row in read(tmp_path)] == ["b", "test", "z"]
-    assert [row["a"] for row in read(tmp_path, "test/*")] == ["test"]
+    assert [row["a"] for row in read(tmp_path)] == ["b", "c", "z"]
+    assert [row["a"] for row in read(tmp_path, "c/*")] == ["c"]
     with pytest.raises(ConfigError, match=r"no \.jsonl or \.parquet file like x/\*: see --files"):
         read(tmp_path, "x/*")
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """Of a dataset with two forms of the same questions, as openai/gsm8k is."""
+    for form in ("main", "socratic"):
+        (tmp_path / form).mkdir()
+        for split in ("test", "train"):
+            path = tmp_path / form / f"{split}-00000-of-00001.parquet"
+            write_parquet(path, [{"a": f"{form} {split}"}])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("folder", "files", "expected"),
+    [
+        pytest.param(".", None, ["main test"], id="what the hub's pattern names"),
+        pytest.param("main", None, ["main test"], id="what its last part names"),
+        pytest.param(".", "*/train-*", ["main train", "socratic train"], id="what is asked for"),
+    ],
+)
+def test_of_a_clone_the_split_is_read_that_the_hub_would_give(clone, folder, files, expected):
+    rows = read_rows(str(clone / folder), hub_files="main/test-*", files=files, columns=("a",))
+    assert [row.values["a"] for row in rows] == expected
+
+
+def test_a_directory_without_files_of_the_split_is_read_whole(clone):
+    rows = read_rows(str(clone), hub_files="*/validation-*", files=None, columns=("a",))
+    assert len(rows) == 4
+
+
+def test_files_of_a_single_file_are_refused(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"a": 1}])
+    with pytest.raises(ConfigError, match=r"is one file, of which --files cannot choose: leave it"):
+        read(path, "rows*")
 
 
 def test_a_row_says_where_it_stands(tmp_path):

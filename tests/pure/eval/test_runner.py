@@ -103,6 +103,15 @@ def test_a_clip_without_an_answer_has_every_word_wrong():
     assert summary.num_failed == 1
 
 
+def test_where_the_items_do_not_tell_the_table_has_no_interval():
+    asked = evaluation([item(i, total=4) for i in range(3)], metric="word error rate")
+    outcomes, _ = run(asked, [said("0")] * 3)
+    summaries = summarise(asked, outcomes)
+    assert summaries[0].interval is None
+    line = table(summaries, asked.metric).splitlines()[1]
+    assert line.split() == ["g", "3", "0", "0", "0.0000", "-", "-"]
+
+
 def test_a_fault_of_our_own_is_no_outcome():
     def broken():
         raise ZeroDivisionError

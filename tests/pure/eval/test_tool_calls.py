@@ -69,6 +69,16 @@ def test_where_no_call_is_expected_a_text_is_right(tmp_path):
     assert graded(item, None, tool_calls=[call(arguments={})]).note == "too many calls"
 
 
+@pytest.mark.parametrize("calls", [[], [{"name": "add", "arguments": {}}]])
+@pytest.mark.parametrize(
+    ("content", "finish_reason"), [(None, "stop"), ("", "stop"), ("<think>I cannot", "length")]
+)
+def test_an_answer_without_calls_and_text_is_wrong(tmp_path, calls, content, finish_reason):
+    item = item_for(tmp_path, *calls)
+    grade = graded(item, content, finish_reason=finish_reason, tool_calls=[])
+    assert (grade.count, grade.note) == (0, "empty")
+
+
 @pytest.mark.parametrize(
     "calls", [None, 3, "add", [3], [{}], [{"function": 3}], [{"function": {}}], {"name": "add"}]
 )
