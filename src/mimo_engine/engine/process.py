@@ -177,7 +177,8 @@ def _run_engine(build: str, config: EngineConfig, directory: str, features: sock
             _fail(messages, f"{type(error).__name__}: {error}")
 
 
-def _exit_on_signal(_number: int, _frame: FrameType | None) -> NoReturn:
+def _exit_on_signal(number: int, _frame: FrameType | None) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)
     sys.exit(0)
 
 
@@ -192,6 +193,9 @@ def _end_with_parent(directory: str) -> None:
 
 
 def _fail(messages: zmq.Socket[bytes], message: str) -> NoReturn:
+    # It ends anyway: a signal of the parent, once that has read this, would only break into the
+    # interpreter's own last steps.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     messages.send(msgspec.msgpack.encode(EngineFailed(message=message)))
     sys.exit(1)
 
