@@ -152,11 +152,8 @@ def run(test, **limits):
             result = await test(internet, fetch)
             # Whatever happened, its connection is closed and its tasks have ended.
             async with asyncio.timeout(5):
-                while internet.num_open:
+                while internet.num_open or asyncio.all_tasks() != {asyncio.current_task()}:
                     await asyncio.sleep(0.001)
-            for _ in range(3):
-                await asyncio.sleep(0)
-            assert asyncio.all_tasks() == {asyncio.current_task()}
             return result
 
     result = asyncio.run(main())
