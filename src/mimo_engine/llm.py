@@ -30,6 +30,7 @@ from mimo_engine.config.engine import (
     ModelSettings,
     ParallelConfig,
     SchedulerConfig,
+    SpeculativeConfig,
 )
 from mimo_engine.config.media_settings import EncoderConfig, MediaFacts, MediaLimits
 from mimo_engine.config.sampling import SamplingParams
@@ -100,6 +101,7 @@ class LLM:
         media: MediaFacts | None = None,
         encoder: EncoderConfig | None = None,
         parallel: ParallelConfig | None = None,
+        speculative: SpeculativeConfig | None = None,
         media_limits: MediaLimits | None = None,
     ) -> None:
         """Load `model`, a checkpoint directory or the name of a repository on the hub.
@@ -117,6 +119,7 @@ class LLM:
             media=media or MediaFacts(),
             encoder=encoder or EncoderConfig(),
             parallel=parallel or ParallelConfig(),
+            speculative=speculative or SpeculativeConfig(),
         )
         self.tokenizer = Tokenizer.from_dir(self.config.model)
         self.core: EngineCore = build_engine(self.config)

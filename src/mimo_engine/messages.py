@@ -14,6 +14,7 @@ from mimo_engine.config.sampling import SamplingParams
 __all__ = [
     "Abort",
     "ArraySpec",
+    "DraftStats",
     "EngineFailed",
     "EngineInfo",
     "EngineReply",
@@ -127,6 +128,22 @@ class TokenOutput(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The field at fault, when there is one."""
 
 
+class DraftStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What speculative decoding does at present; counters only grow."""
+
+    depth: int
+    """Drafts of a request in the last step."""
+    acceptance_length: float
+    """Tokens that a verification yields, 1 to 1 + depth."""
+    acceptance: list[float]
+    """Of each draft layer, how often its draft is right where those before it were."""
+    gain: float
+    """Tokens a second expected at this depth, as a multiple of those without drafts."""
+    num_drafted: int
+    """Drafts that were verified."""
+    num_accepted: int
+
+
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """A snapshot for /metrics. Counters only grow."""
 
@@ -143,6 +160,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Media tokens that the towers made."""
     reused_media_tokens: int = 0
     """Media tokens that were encoded for an earlier request."""
+    drafts: DraftStats | None = None
+    """None: nothing is drafted."""
 
 
 class StepOutputs(msgspec.Struct, frozen=True, kw_only=True, tag=True):

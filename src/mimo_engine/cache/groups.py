@@ -64,9 +64,12 @@ class CacheLayout:
 
 
 def kv_groups(
-    config: ModelConfig, kv_heads: Mapping[AttentionKind, int] | None = None
+    config: ModelConfig,
+    kv_heads: Mapping[AttentionKind, int] | None = None,
+    num_draft_layers: int = 0,
 ) -> tuple[KVGroup, KVGroup]:
-    """The (full, sliding) groups of the model, either of which may have no layers.
+    """The (full, sliding) groups of the model, either of which may have no layers. Draft layers
+    join the sliding one: they add to its elements, and are no layers of the model.
 
     kv_heads: KV heads that one layer of the kind keeps on this rank, where tensor parallelism
     divides, replicates or pads them; by default those of the model.
@@ -75,7 +78,8 @@ def kv_groups(
     for kind in (AttentionKind.FULL, AttentionKind.SLIDING):
         layers = {i: spec for i, spec in enumerate(config.layers) if spec.attention is kind}
         elements = 0
-        for spec in layers.values():
+        drafts = num_draft_layers if kind is config.mtp_layer.attention else 0
+        for spec in (*layers.values(), *[config.mtp_layer] * drafts):
             num_heads = spec.num_kv_heads if kv_heads is None else kv_heads[kind]
             elements += spec.kv_elements_per_token // spec.num_kv_heads * num_heads
         groups.append(KVGroup(layer_indices=tuple(layers), elements_per_token=elements))
@@ -102,6 +106,7 @@ def plan_cache(
     max_num_batched_tokens: int,
     max_model_len: int,
     kv_heads: Mapping[AttentionKind, int] | None = None,
+    num_draft_layers: int = 0,
 ) -> CacheLayout:
     """Divide `budget_bytes` of one rank between the two groups.
 
@@ -113,9 +118,10 @@ def plan_cache(
     prefixes.
 
     max_model_len is the longest that requests may be; what the layout can hold of it is its
-    `longest_request`. Raises ConfigError when not even one request of useful length fits.
+    `longest_request`. num_draft_layers: also the most drafts that a step has behind a request's
+    window. Raises ConfigError when not even one request of useful length fits.
     """
-    full, sliding = kv_groups(config, kv_heads)
+    full, sliding = kv_groups(config, kv_heads, num_draft_layers)
     full_page_bytes = page_size * full.bytes_per_token(bytes_per_element)
     sliding_page_bytes = page_size * sliding.bytes_per_token(bytes_per_element)
     pages_of_longest = num_pages_for(max_model_len, page_size)
@@ -125,7 +131,8 @@ def plan_cache(
     num_sliding = min_sliding = 0
     window = config.window
     if window is not None:
-        window_pages = min(max_window_pages(window, page_size), pages_of_longest)
+        widest = window + num_draft_layers
+        window_pages = min(max_window_pages(widest, page_size), pages_of_longest)
         min_sliding = window_pages + 1
         step_pages = max_num_batched_tokens // page_size + 1
         wanted = 3 * max_num_seqs * window_pages + step_pages

@@ -8,9 +8,13 @@ The life of a request's pages: `find` and `allocate` (with what the prefix cache
 each step `extend`, `take_new_pages`, `advance` (and `roll_back` of rows that were rejected), at
 last `free`. Nothing here costs time proportional to the context in a step of plain decoding.
 
+Draft layers keep K and V in the sliding pages, for rows that the manager is told of: `draft_start`
+says where a pass of them has to begin, `set_drafted` takes in that it was made.
+
 Must hold after every call: used + free = total in each group, used being live and idle pages; a
 page is in two live requests only if it is published; nobody writes to a published page, because a
-page is published when it is complete and computed.
+page is published when it is complete and computed. But for draft rows: those are written by the
+request that computed the page, and others read them only from when they are final.
 """
 
 from __future__ import annotations
@@ -49,6 +53,13 @@ class SequencePages:
     publish_at: int = _NEVER
     slide_at: int = _NEVER
     """Values of num_computed from which there is something to publish, or to give back."""
+    num_cached: int = 0
+    """Positions that came from the prefix cache."""
+    drafted_from: int = 0
+    drafted_to: int = 0
+    """Rows from the one to before the other have K and V of the first `num_draft_layers` draft
+    layers, computed with tokens that are certain."""
+    num_draft_layers: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +77,12 @@ class GroupUsage:
 class CacheManager:
     """Allocates, extends, slides, rolls back and frees the pages of requests."""
 
-    def __init__(self, layout: CacheLayout, prefix_caching: bool) -> None:
+    def __init__(
+        self, layout: CacheLayout, prefix_caching: bool, *, has_drafts: bool = False
+    ) -> None:
+        """has_drafts: draft layers have K and V in the sliding pages."""
+        assert not has_drafts or layout.window is not None
+        self._has_drafts = has_drafts
         self.layout = layout
         self._page_size = layout.page_size
         self._full_pool = PagePool(layout.num_full_pages)
@@ -80,6 +96,7 @@ class CacheManager:
             self._sliding_pool,
             page_size=layout.page_size,
             window=layout.window,
+            has_drafts=has_drafts,
         )
         self._live: dict[SequencePages, None] = {}
 
@@ -124,7 +141,16 @@ class CacheManager:
         """Start a request on `match`, which must be fresh from `find`. No new page is taken."""
         self._prefix.take(match)
         num_pages = len(match.entries)
-        pages = SequencePages(chain, num_computed=num_pages * self._page_size, num_pages=num_pages)
+        num_cached = num_pages * self._page_size
+        pages = SequencePages(
+            chain,
+            num_computed=num_cached,
+            num_pages=num_pages,
+            num_cached=num_cached,
+            drafted_from=match.drafted_from * self._page_size,
+            drafted_to=num_cached,
+            num_draft_layers=match.num_draft_layers,
+        )
         pages.published.extend(match.entries)
         pages.full.extend(entry.full_page for entry in match.entries)
         if self._prefix_caching:
@@ -203,6 +229,41 @@ class CacheManager:
                 self._sliding_pool.release(pages.sliding.pop())
         pages.num_sent = min(pages.num_sent, num_kept)
 
+    def draft_start(
+        self, pages: SequencePages, num_computed: int, num_layers: int
+    ) -> tuple[int, int]:
+        """(first row that a pass of `num_layers` draft layers must compute, first row it may see)
+        so that all rows of the window before `num_computed` are there that can be.
+
+        A pass that follows the last one goes on where that ended. After a pause, or with more
+        layers, the whole window is computed, as far as the request has computed it itself: of
+        positions from the prefix cache nobody has the target's hidden states.
+        """
+        assert self.layout.window is not None
+        oldest = max(num_computed - self.layout.window, pages.num_cached)
+        if num_layers <= pages.num_draft_layers and pages.drafted_to >= oldest:
+            return pages.drafted_to, pages.drafted_from
+        return oldest, oldest
+
+    def set_drafted(
+        self, pages: SequencePages, start: int, visible_from: int, num_layers: int, *, is_kept: bool
+    ) -> None:
+        """Draft layers have computed rows start ... num_computed - 1. is_kept: the last ones stay
+        as they are, although the tokens after them were guessed."""
+        certain = max(visible_from, pages.num_computed - (num_layers - 1))
+        pages.num_draft_layers = num_layers
+        pages.drafted_from = visible_from
+        pages.drafted_to = pages.num_computed if is_kept else certain
+        page_size = self._page_size
+        # Pages that end among the rows of the pass before may have waited for tokens after them.
+        first = max(0, start - num_layers) // page_size
+        first = max(first, -(-visible_from // page_size), pages.first_sliding)
+        for page in range(first, min(certain // page_size, len(pages.published))):
+            entry = pages.published[page]
+            if entry.sliding_page == pages.sliding[page]:
+                end = (page + 1) * page_size
+                entry.drafted = tuple(pages.chain.token_ids[end : end + num_layers])
+
     def free(self, pages: SequencePages) -> None:
         """The request is gone; its published pages stay for others, idle."""
         if self._has_sliding:
@@ -233,7 +294,7 @@ class CacheManager:
             published.append(entry)
             if entry.full_page != pages.full[page] or entry.sliding_page != own_sliding:
                 pages.full[page] = entry.full_page
-                if entry.sliding_page is not None:
+                if entry.sliding_page is not None and not self._has_drafts:
                     pages.sliding[page] = entry.sliding_page
                 pages.num_sent = min(pages.num_sent, page)
         pages.publish_at = (len(published) + 1) * self._page_size
@@ -258,8 +319,9 @@ class CacheManager:
         return (pages.first_sliding + 1) * self._page_size + self.layout.window - 1
 
     def _release_sliding(self, pages: SequencePages, page: int, *, ends_prefix: bool) -> None:
-        if page < len(pages.published):
-            self._prefix.release_sliding(pages.published[page], ends_prefix=ends_prefix)
+        entry = pages.published[page] if page < len(pages.published) else None
+        if entry is not None and entry.sliding_page == pages.sliding[page]:
+            self._prefix.release_sliding(entry, ends_prefix=ends_prefix)
         else:
             self._sliding_pool.release(pages.sliding[page])
 
@@ -285,7 +347,9 @@ class CacheManager:
             assert pages.num_sent <= pages.num_pages
             assert pages.full[:num_published] == [entry.full_page for entry in pages.published]
             for page in range(pages.first_sliding, num_published if self._has_sliding else 0):
-                assert pages.sliding[page] == pages.published[page].sliding_page
+                is_shared = pages.sliding[page] == pages.published[page].sliding_page
+                assert is_shared or self._has_drafts
+            assert pages.drafted_from <= pages.drafted_to <= pages.num_computed
             assert all(full[page] == 0 for page in pages.full[num_published:])
             first_private = max(pages.first_sliding, num_published)
             assert all(sliding[page] == 0 for page in pages.sliding[first_private:])

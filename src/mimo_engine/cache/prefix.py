@@ -19,6 +19,10 @@ Idle sliding pages wait in two queues. A long prompt sends thousands of pages th
 that hardly anyone will ask for; in one queue they would push out the few on which hits depend:
 those at the end of a request or of its prompt, where the next turn starts, and those that were
 hit before. The longer queue gives up its least recently used page, so neither starves the other.
+
+Draft layers have their K and V in the sliding pages too, and row j of layer k depends on the token
+1 + k after it: the last rows of a page depend on what follows the page. So an entry remembers with
+which tokens they were computed, and a hit may use them when the same tokens follow.
 """
 
 from __future__ import annotations
@@ -111,6 +115,9 @@ class CachedPage:
     full_page: int
     sliding_page: int | None
     was_hit: bool = False
+    drafted: tuple[int, ...] = ()
+    """The tokens after the page with which draft layers have computed its rows: n tokens, n
+    layers. Goes with the sliding page."""
 
     def holds(self, chain: PageChain, page: int, parent: CachedPage | None) -> bool:
         """Whether this is page `page` of `chain`, the pages before it being `parent`'s."""
@@ -130,18 +137,29 @@ class PrefixMatch:
     """The first logical page whose sliding page the hit needs."""
     num_idle_full: int = 0
     """Full pages of the hit that are idle: taking it makes them unavailable to others."""
+    drafted_from: int = 0
+    """The first page from which on all pages of the hit have the rows of `num_draft_layers`."""
+    num_draft_layers: int = 0
 
 
 class PrefixCache:
     """Entries by hash, and which of their pages may be evicted."""
 
     def __init__(
-        self, full_pool: PagePool, sliding_pool: PagePool, *, page_size: int, window: int | None
+        self,
+        full_pool: PagePool,
+        sliding_pool: PagePool,
+        *,
+        page_size: int,
+        window: int | None,
+        has_drafts: bool,
     ) -> None:
+        """has_drafts: draft layers write into sliding pages, each request into its own."""
         self._full_pool = full_pool
         self._sliding_pool = sliding_pool
         self._page_size = page_size
         self._window = window
+        self._has_drafts = has_drafts
         self._by_hash: dict[bytes, CachedPage] = {}
         # Least recently used first. OrderedDict, because a plain dict pops its first item slowly.
         self._idle_full: OrderedDict[CachedPage, None] = OrderedDict()
@@ -167,12 +185,28 @@ class PrefixCache:
             entries.append(entry)
             parent = entry
         num_pages, first_sliding = self._cut_to_sliding(entries)
+        if self._has_drafts and num_pages > 1:
+            num_pages, first_sliding = self._cut_to_drafted(chain, entries[:num_pages])
         hit = tuple(entries[:num_pages])
+        drafted_from, num_draft_layers = _drafted_pages(chain, hit, first_sliding)
         return PrefixMatch(
             entries=hit,
             first_sliding=first_sliding,
             num_idle_full=sum(1 for entry in hit if entry in self._idle_full),
+            drafted_from=drafted_from,
+            num_draft_layers=num_draft_layers,
         )
+
+    def _cut_to_drafted(self, chain: PageChain, entries: list[CachedPage]) -> tuple[int, int]:
+        """As `_cut_to_sliding`, a page less where that saves what the draft layers have: nearly
+        always the last page alone is followed by other tokens than it was."""
+        num_pages = len(entries)
+        last, before = (_num_drafted(chain, entries, num_pages - back) for back in (1, 2))
+        if before > last:
+            shorter = self._cut_to_sliding(entries[:-1])
+            if shorter[0] == num_pages - 1:
+                return shorter
+        return num_pages, self._first_visible(num_pages)
 
     def _cut_to_sliding(self, entries: list[CachedPage]) -> tuple[int, int]:
         """(pages of the longest hit whose window is there, the first page of that window)."""
@@ -209,7 +243,9 @@ class PrefixCache:
         """Make a computed page of a live request known; its references go over to the entry.
 
         When the content is known already, the request's own copy is released, and it holds the
-        known page from now on. None: another page has the same hash, and nothing was changed.
+        known page from now on; but for its sliding page where there are drafts, in which rows of
+        its own are still to be written. None: another page has the same hash, and nothing was
+        changed.
         """
         page_hash = chain.page_hash(page)
         entry = self._by_hash.get(page_hash)
@@ -233,9 +269,15 @@ class PrefixCache:
             if entry.sliding_page is None:
                 entry.sliding_page = sliding_page
                 self._sliding_pool.share(sliding_page)
-            else:
+            elif not self._has_drafts:
                 self._take_sliding(entry)
                 self._sliding_pool.release(sliding_page)
+            elif not entry.drafted and self._sliding_pool.refs(entry.sliding_page) == 1:
+                # Idle, and without draft rows for ever: the request's own will have them.
+                self._forget_idle_sliding(entry)
+                self._sliding_pool.release(entry.sliding_page)
+                entry.sliding_page = sliding_page
+                self._sliding_pool.share(sliding_page)
         return entry
 
     def release_full(self, entry: CachedPage) -> None:
@@ -266,6 +308,7 @@ class PrefixCache:
         assert entry.sliding_page is not None
         self._sliding_pool.release(entry.sliding_page)
         entry.sliding_page = None
+        entry.drafted = ()
 
     def _take_full(self, entry: CachedPage) -> None:
         self._full_pool.share(entry.full_page)
@@ -299,3 +342,23 @@ class PrefixCache:
                     assert idle_order[entry] < idle_order[parent]
         assert all(self._by_hash[entry.page_hash] is entry for entry in self._idle_full)
         assert self.num_idle_sliding <= len(self._by_hash)
+
+
+def _num_drafted(chain: PageChain, entries: Sequence[CachedPage], page: int) -> int:
+    """Draft layers whose rows the page has, computed with the chain's own tokens."""
+    drafted = entries[page].drafted
+    end = (page + 1) * chain.page_size
+    is_own = drafted == tuple(chain.token_ids[end : end + len(drafted)])
+    return len(drafted) if is_own else 0
+
+
+def _drafted_pages(
+    chain: PageChain, entries: Sequence[CachedPage], first_sliding: int
+) -> tuple[int, int]:
+    """(first page of the hit's end that has draft rows, of how many layers)."""
+    page = len(entries)
+    num_layers = _num_drafted(chain, entries, page - 1) if entries else 0
+    if num_layers:
+        while page > first_sliding and _num_drafted(chain, entries, page - 1) >= num_layers:
+            page -= 1
+    return page, num_layers

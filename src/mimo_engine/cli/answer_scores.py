@@ -20,7 +20,7 @@ import torch
 
 from mimo_engine.chat.template import ChatTemplate
 from mimo_engine.chat.tokenizer import Tokenizer
-from mimo_engine.config.engine import EngineConfig, SchedulerConfig
+from mimo_engine.config.engine import EngineConfig, SchedulerConfig, SpeculativeConfig
 from mimo_engine.config.sampling import SamplingParams
 from mimo_engine.errors import CheckpointError, ConfigError, RequestError
 from mimo_engine.llm import LLM, Output
@@ -125,6 +125,7 @@ def open_scorer(config: EngineConfig) -> Iterator[Scorer]:
         media=config.media,
         encoder=config.encoder,
         parallel=config.parallel,
+        speculative=SpeculativeConfig(speculative="off"),
     )
     try:
         yield _EngineScorer(llm)

@@ -121,10 +121,19 @@ class _Sums:
         return sorted(groups, key=lambda group: -group.num_bytes)
 
 
-def kv_cost(config: ModelConfig, plan: ParallelPlan, *, dtype_bytes: int, page_size: int) -> KVCost:
-    """What the KV cache of one rank costs by the token and by the sequence."""
-    full, sliding = kv_groups(config, _kv_heads(config, plan))
-    pages = 0 if config.window is None else max_window_pages(config.window, page_size)
+def kv_cost(
+    config: ModelConfig,
+    plan: ParallelPlan,
+    *,
+    dtype_bytes: int,
+    page_size: int,
+    num_draft_layers: int,
+) -> KVCost:
+    """What the KV cache of one rank costs by the token and by the sequence, drafts included."""
+    full, sliding = kv_groups(config, _kv_heads(config, plan), num_draft_layers)
+    pages = 0
+    if config.window is not None:
+        pages = max_window_pages(config.window + num_draft_layers, page_size)
     return KVCost(
         full_bytes_per_token=full.bytes_per_token(dtype_bytes),
         sliding_bytes_per_sequence=pages * page_size * sliding.bytes_per_token(dtype_bytes),
@@ -139,6 +148,7 @@ def layout_for(
     dtype_bytes: int,
     cache: CacheConfig,
     scheduler: SchedulerConfig,
+    num_draft_layers: int,
 ) -> CacheLayout:
     """The pages that the engine would make of `budget_bytes`. Raises ConfigError if too few."""
     return plan_cache(
@@ -150,6 +160,7 @@ def layout_for(
         max_num_batched_tokens=scheduler.max_num_batched_tokens,
         max_model_len=scheduler.context_len(config.max_position_embeddings),
         kv_heads=_kv_heads(config, plan),
+        num_draft_layers=num_draft_layers,
     )
 
 

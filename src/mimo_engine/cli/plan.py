@@ -78,8 +78,8 @@ class Command:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of activations, cache and decoded weights. auto: bfloat16 on a GPU, float32 on a CPU."""
     num_mtp_layers: int | None = None
-    """Draft layers to count, though `serve` does not load them yet. Default: what config.json says,
-    else 3."""
+    """Draft layers to count; 0: those of --speculative off. Default: what config.json says, else
+    3."""
     settings: ModelSettings = field(default_factory=ModelSettings)
     media: MediaFacts = field(default_factory=MediaFacts)
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -124,15 +124,22 @@ def run(command: Command) -> int:
         ignore_keys=command.settings.ignore_config_key,
     )
     plan = ParallelPlan(tp_size=command.tp_size)
+    num_drafts = num_mtp_layers(command.num_mtp_layers, config)
     weights = weight_groups(
         config,
         plan,
         dtype_bytes=command.dtype_bytes,
         decoded=command.device == "cpu",
-        num_mtp_layers=num_mtp_layers(command.num_mtp_layers, config),
+        num_mtp_layers=num_drafts,
     )
     towers = tower_groups(_tower_params(config, command), dtype_bytes=command.dtype_bytes)
-    cost = kv_cost(config, plan, dtype_bytes=command.dtype_bytes, page_size=command.cache.page_size)
+    cost = kv_cost(
+        config,
+        plan,
+        dtype_bytes=command.dtype_bytes,
+        page_size=command.cache.page_size,
+        num_draft_layers=num_drafts,
+    )
     _print_model(config, command)
     _print_weights(weights, towers, command.tp_size)
     _print_kv(cost, config, command)
@@ -151,6 +158,7 @@ def run(command: Command) -> int:
         dtype_bytes=command.dtype_bytes,
         cache=command.cache,
         scheduler=command.scheduler,
+        num_draft_layers=num_drafts,
     )
     _print_layout(layout, budget_bytes, config, command)
     return 0

@@ -20,6 +20,7 @@ __all__ = [
     "ParallelConfig",
     "SchedulerConfig",
     "ServerConfig",
+    "SpeculativeConfig",
     "ThinkingConfig",
 ]
 
@@ -99,6 +100,29 @@ class SchedulerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SpeculativeConfig:
+    """Drafts by the checkpoint's MTP layers, verified by the model: the text stays what it is."""
+
+    speculative: Literal["auto", "mtp", "off"] = "auto"
+    """auto: drafts where the checkpoint has MTP layers, as many in each step as pay off now. mtp:
+    always max_draft_tokens of them. off: none."""
+    max_draft_tokens: int = 3
+    """Most drafts of a request in one step; each takes a layer of its own."""
+    draft_choice: Literal["likeliest", "sampled"] = "likeliest"
+    """How drafts are chosen where temperature is above 0: the likeliest token, which keeps the
+    text of a seed as it is without drafts, or a drawn one, which is accepted more often."""
+    recompute_boundary: bool = True
+    """Compute the draft layers' last rows again once the tokens after them are known."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_draft_tokens <= 16:
+            raise ConfigError(
+                f"--max-draft-tokens must be 1 to 16, not {self.max_draft_tokens}; "
+                "--speculative off turns drafts off"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ParallelConfig:
     """How many ranks, and what each holds."""
 
@@ -164,6 +188,7 @@ class EngineConfig:
     media: MediaFacts = field(default_factory=MediaFacts)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    speculative: SpeculativeConfig = field(default_factory=SpeculativeConfig)
 
     def __post_init__(self) -> None:
         if ":" in self.device and self.parallel.tensor_parallel_size > 1:

@@ -93,6 +93,15 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         return self.temperature < 1e-6
 
+    @property
+    def has_penalty(self) -> bool:
+        """Whether what came before a token changes its logit."""
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )
+
     def __post_init__(self) -> None:
         for name in ("stop", "stop_token_ids"):
             value = getattr(self, name)

@@ -4,24 +4,29 @@
     while core.has_work:
         outputs = core.step()      plan -> execute -> apply
 
-It runs in the client's process (`LLM`) or in its own (`engine/process.py`); it owns no thread, no
-socket and no clock.
+It runs in the client's process (`LLM`) or in its own (`engine/process.py`); it owns no thread and
+no socket. Its one use of a clock is to know what steps cost, from which `engine/drafts.py` decides
+how many tokens are drafted.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from mimo_engine.cache.encoder import EncoderCache
-from mimo_engine.cache.groups import plan_cache
+from mimo_engine.cache.groups import CacheLayout, plan_cache
 from mimo_engine.cache.manager import CacheManager
 from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.config.engine import GIB, EngineConfig
 from mimo_engine.config.media import served_media
 from mimo_engine.config.model import ModelConfig, load_model_config
+from mimo_engine.engine.drafts import DraftControl, num_draft_layers
 from mimo_engine.engine.executor import Executor, build_executor
 from mimo_engine.errors import ConfigError, RequestError
 from mimo_engine.messages import EngineInfo, EngineStats, NewRequest, TokenOutput
@@ -36,10 +41,18 @@ _logger = logging.getLogger(__name__)
 class EngineCore:
     """Not thread-safe: one caller adds, aborts and steps."""
 
-    def __init__(self, executor: Executor, scheduler: Scheduler, info: EngineInfo) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        scheduler: Scheduler,
+        info: EngineInfo,
+        drafts: DraftControl | None = None,
+    ) -> None:
+        """drafts: decides how many tokens are drafted; None: none."""
         self.executor = executor
         self._scheduler = scheduler
         self._info = info
+        self._drafts = drafts
 
     @property
     def has_work(self) -> bool:
@@ -65,19 +78,28 @@ class EngineCore:
 
     def step(self) -> list[TokenOutput]:
         """Run one step, if there is anything to run, and return what it produced."""
-        plan = self._scheduler.plan()
+        depth = 0
+        if self._drafts is not None:
+            depth = self._drafts.choose(self._scheduler.num_decoding)
+        plan = self._scheduler.plan(depth)
         if plan is None:
             return []
+        started = time.perf_counter()
         try:
             result = self.executor.run(plan)
         except BaseException:
             # Ctrl-C in a notebook, say: what was under way is lost, the engine is not.
             self._scheduler.discard(plan)
             raise
+        if self._drafts is not None:
+            self._drafts.saw(plan, result, depth, time.perf_counter() - started)
         return self._scheduler.apply(plan, result)
 
     def stats(self) -> EngineStats:
-        return self._scheduler.stats()
+        stats = self._scheduler.stats()
+        if self._drafts is None:
+            return stats
+        return msgspec.structs.replace(stats, drafts=self._drafts.stats())
 
     def info(self) -> EngineInfo:
         return self._info
@@ -104,9 +126,48 @@ def build_engine(config: EngineConfig) -> EngineCore:
             f"{model_config.vocab_size}: they are not of one checkpoint"
         )
     media = served_media(config)
+    num_drafts = num_draft_layers(config.speculative, model_config, model_dir)
     executor = build_executor(
-        config, model_config, num_live_tokens=tokenizer.num_tokens, media=media
+        config,
+        model_config,
+        num_live_tokens=tokenizer.num_tokens,
+        num_draft_layers=num_drafts,
+        media=media,
     )
+    layout, max_model_len = _plan_cache(config, model_config, executor, num_drafts)
+    executor.allocate(layout, max_model_len=max_model_len)
+    scheduler = Scheduler(
+        config.scheduler,
+        CacheManager(layout, config.cache.prefix_caching, has_drafts=num_drafts > 0),
+        max_model_len=max_model_len,
+        eos_token_ids=tuple(
+            dict.fromkeys((*model_config.eos_token_ids, *tokenizer.stop_token_ids()))
+        ),
+        seed=secrets.randbits(63),
+        encoder=_encoder_cache(config, model_config, executor) if media else None,
+        max_encoder_tokens=config.encoder.max_encoder_tokens,
+        recompute_boundary=config.speculative.recompute_boundary,
+    )
+    info = EngineInfo(
+        max_model_len=max_model_len,
+        vocab_size=tokenizer.num_tokens,
+        num_full_pages=layout.num_full_pages,
+        num_sliding_pages=layout.num_sliding_pages,
+        page_size=layout.page_size,
+        feature_dtype=str(executor.worker.dtype).removeprefix("torch.") if media else None,
+    )
+    drafts = None
+    if num_drafts:
+        drafts = DraftControl(config.speculative, num_drafts)
+        drafts.calibrate(executor, layout, config.scheduler, info)
+    _logger.info("engine ready: %s, KV cache %.2f GiB", info, layout.total_bytes / 2**30)
+    return EngineCore(executor, scheduler, info, drafts)
+
+
+def _plan_cache(
+    config: EngineConfig, model_config: ModelConfig, executor: Executor, num_drafts: int
+) -> tuple[CacheLayout, int]:
+    """The pages, and the longest request that they hold. Raises ConfigError."""
     wanted_len = config.scheduler.context_len(model_config.max_position_embeddings)
     layout = plan_cache(
         model_config,
@@ -117,6 +178,7 @@ def build_engine(config: EngineConfig) -> EngineCore:
         max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
         max_model_len=wanted_len,
         kv_heads=executor.worker.kv_heads,
+        num_draft_layers=num_drafts,
     )
     max_model_len = layout.longest_request(wanted_len)
     if config.scheduler.max_model_len is not None and max_model_len < wanted_len:
@@ -124,28 +186,7 @@ def build_engine(config: EngineConfig) -> EngineCore:
             f"the cache holds a request of {max_model_len} tokens, not the {wanted_len} of "
             "--max-model-len: lower it or raise --kv-cache-gib"
         )
-    executor.allocate(layout, max_model_len=max_model_len)
-    scheduler = Scheduler(
-        config.scheduler,
-        CacheManager(layout, config.cache.prefix_caching),
-        max_model_len=max_model_len,
-        eos_token_ids=tuple(
-            dict.fromkeys((*model_config.eos_token_ids, *tokenizer.stop_token_ids()))
-        ),
-        seed=secrets.randbits(63),
-        encoder=_encoder_cache(config, model_config, executor) if media else None,
-        max_encoder_tokens=config.encoder.max_encoder_tokens,
-    )
-    info = EngineInfo(
-        max_model_len=max_model_len,
-        vocab_size=tokenizer.num_tokens,
-        num_full_pages=layout.num_full_pages,
-        num_sliding_pages=layout.num_sliding_pages,
-        page_size=layout.page_size,
-        feature_dtype=str(executor.worker.dtype).removeprefix("torch.") if media else None,
-    )
-    _logger.info("engine ready: %s, KV cache %.2f GiB", info, layout.total_bytes / 2**30)
-    return EngineCore(executor, scheduler, info)
+    return layout, max_model_len
 
 
 def _encoder_cache(

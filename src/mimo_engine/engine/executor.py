@@ -118,6 +118,7 @@ def build_executor(
     model_config: ModelConfig,
     *,
     num_live_tokens: int,
+    num_draft_layers: int = 0,
     media: MediaConfig | None = None,
 ) -> Executor:
     """Start the ranks and load their weights; rank 0 loads the towers of `media` too."""
@@ -129,6 +130,7 @@ def build_executor(
             plan=ParallelPlan(),
             comm=SingleRank(),
             num_live_tokens=num_live_tokens,
+            num_draft_layers=num_draft_layers,
             media=media,
         )
         return Executor(worker)
@@ -138,36 +140,49 @@ def build_executor(
         )
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as directory:
-        rendezvous = os.path.join(directory, "rendezvous")
+        share = _Share(
+            config,
+            model_config,
+            num_live_tokens,
+            num_draft_layers,
+            os.path.join(directory, "rendezvous"),
+            media,
+        )
         pipes = []
         for tp_rank in range(1, tp_size):
             ours, theirs = context.Pipe()
-            arguments = (theirs, config, model_config, num_live_tokens, tp_rank, rendezvous, media)
+            arguments = (theirs, share, tp_rank)
             context.Process(target=_rank_main, args=arguments, daemon=True).start()
             theirs.close()
             pipes.append(ours)
         # Ranks that cannot even begin would be waited for at the rendezvous.
         for pipe in pipes:
             _receive(pipe)
-        worker = _join(config, model_config, num_live_tokens, 0, rendezvous, media)
+        worker = _join(share, 0)
         budgets = [int(_receive(pipe)) for pipe in pipes]
     return _ParallelExecutor(worker, pipes, budgets)
 
 
-def _join(
-    config: EngineConfig,
-    model_config: ModelConfig,
-    num_live_tokens: int,
-    tp_rank: int,
-    rendezvous: str,
-    media: MediaConfig | None,
-) -> Worker:
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What every rank is started with."""
+
+    config: EngineConfig
+    model_config: ModelConfig
+    num_live_tokens: int
+    num_draft_layers: int
+    rendezvous: str
+    """A file where the ranks meet."""
+    media: MediaConfig | None
+
+
+def _join(share: _Share, tp_rank: int) -> Worker:
     """Meet the other ranks and load this one's share."""
-    tp_size = config.parallel.tensor_parallel_size
-    device = _take_device(config, tp_rank)
+    tp_size = share.config.parallel.tensor_parallel_size
+    device = _take_device(share.config, tp_rank)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        init_method=f"file://{rendezvous}",
+        init_method=f"file://{share.rendezvous}",
         rank=tp_rank,
         world_size=tp_size,
         timeout=_COLLECTIVE_TIMEOUT,
@@ -175,12 +190,13 @@ def _join(
     group = dist.group.WORLD
     assert group is not None
     return Worker(
-        config,
-        model_config,
+        share.config,
+        share.model_config,
         plan=ParallelPlan(tp_size=tp_size, tp_rank=tp_rank),
         comm=ProcessGroupComm(group),
-        num_live_tokens=num_live_tokens,
-        media=media,
+        num_live_tokens=share.num_live_tokens,
+        num_draft_layers=share.num_draft_layers,
+        media=share.media,
     )
 
 
@@ -198,20 +214,12 @@ def _receive(pipe: Connection) -> bytes:
         raise EngineDeadError("a tensor-parallel rank ended while it started") from error
 
 
-def _rank_main(
-    pipe: Connection,
-    config: EngineConfig,
-    model_config: ModelConfig,
-    num_live_tokens: int,
-    tp_rank: int,
-    rendezvous: str,
-    media: MediaConfig | None,
-) -> None:
+def _rank_main(pipe: Connection, share: _Share, tp_rank: int) -> None:
     """A child's life: say that it has a device, join, say its budget, allocate, and run plans
     until the pipe closes."""
-    _take_device(config, tp_rank)
+    _take_device(share.config, tp_rank)
     pipe.send_bytes(b"")
-    worker = _join(config, model_config, num_live_tokens, tp_rank, rendezvous, media)
+    worker = _join(share, tp_rank)
     pipe.send_bytes(str(worker.kv_budget_bytes()).encode())
     read_plan: Callable[[bytes], StepPlan] = msgspec.msgpack.Decoder(StepPlan).decode
     try:

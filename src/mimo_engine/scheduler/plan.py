@@ -39,7 +39,8 @@ class Admission:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepRow:
-    """One request's part in a step: the tokens at positions start ... start + num_tokens - 1.
+    """One request's part in a step: the tokens at positions start ... start + num_tokens - 1, and
+    behind them the first num_drafts of the drafts that its slot holds.
 
     Keys and values of all earlier positions are in its pages (sliding group: of the window).
     """
@@ -54,6 +55,19 @@ class StepRow:
     that turned out to be a copy of a cached one is replaced by it."""
     sliding: PageRun
     """The same for the sliding table. Its entries that the window has passed mean nothing."""
+    num_drafts: int = 0
+    """Drafts to verify; 0 unless it samples."""
+    num_proposals: int = 0
+    """Drafts to make when tokens have been sampled, by as many draft layers; 0: none of them runs.
+    The slot holds these from then on, and none where this is 0."""
+    draft_start: int = 0
+    """The first row that these draft layers compute, of those up to the last accepted one."""
+    draft_visible_from: int = 0
+    """Earlier rows have nothing of these draft layers in their pages, so none may see them."""
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_tokens + self.num_drafts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +87,8 @@ class StepPlan:
 
     @property
     def num_tokens(self) -> int:
-        return sum(row.num_tokens for row in self.rows)
+        """Rows of the forward pass, drafts included."""
+        return sum(row.num_rows for row in self.rows)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,8 +96,8 @@ class RowResult:
     """What the worker did for one StepRow."""
 
     token_ids: tuple[int, ...] = ()
-    """Sampled tokens: one when the row samples. None otherwise, or when its grammar is not ready:
-    then the row is to be computed again."""
+    """Accepted drafts and one sampled token when the row samples. None otherwise, or when its
+    grammar is not ready: then the row is to be computed again, with the drafts that it had."""
     logprobs: tuple[TokenLogprobs, ...] = ()
     """One entry a sampled token, when params.logprobs asks."""
     error: str | None = None

@@ -12,12 +12,14 @@ when the result is applied: until then its pages may be written.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from mimo_engine.cache.manager import SequencePages
 from mimo_engine.cache.prefix import PageChain
 from mimo_engine.config.sampling import SamplingParams
 from mimo_engine.messages import MediaItem, TokenLogprobs
 
-__all__ = ["Request"]
+__all__ = ["Chunk", "Request"]
 
 
 class Request:
@@ -31,6 +33,7 @@ class Request:
         "max_total_tokens",
         "media",
         "num_cached_tokens",
+        "num_drafts",
         "pages",
         "params",
         "prompt_logprobs",
@@ -69,6 +72,8 @@ class Request:
         self.is_in_flight = False
         """A row of it is at the workers."""
         self.is_aborted = False
+        self.num_drafts = 0
+        """Drafts that its slot holds."""
         self.num_cached_tokens: int | None = None
         """Prompt tokens that came from the prefix cache at the first admission."""
         self.prompt_logprobs: list[TokenLogprobs | None] = [None]
@@ -82,6 +87,32 @@ class Request:
         return len(self.token_ids) - self.chain.num_prompt_tokens
 
     @property
+    def num_left(self) -> int:
+        """Tokens that may still come."""
+        return self.max_total_tokens - len(self.token_ids)
+
+    def num_verified(self, depth: int) -> int:
+        """Drafts that are worth a row in a step of this depth: the last one that can count has a
+        token behind it."""
+        return max(0, min(self.num_drafts, depth, self.num_left - 1))
+
+    @property
     def needs_every_prompt_row(self) -> bool:
         """Prompt log-probabilities are asked for and not complete: no prefix hit is of use."""
         return self.params.prompt_logprobs is not None and self.num_output_tokens == 0
+
+
+@dataclass(slots=True)
+class Chunk:
+    """What a running request computes in the step that is planned."""
+
+    request: Request
+    num_tokens: int
+    num_drafts: int = 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether all known tokens of the request are computed then."""
+        pages = self.request.pages
+        assert pages is not None
+        return pages.num_computed + self.num_tokens == len(self.request.token_ids)

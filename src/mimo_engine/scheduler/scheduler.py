@@ -6,6 +6,10 @@ pages run out, the youngest running request is preempted: it gives up its pages 
 again later, from what the prefix cache still has. The oldest request is never preempted while
 another runs, and alone every request fits, so it always makes progress.
 
+With drafts a running request has more rows in a step: its last token and the drafts that its slot
+holds. They are planned last, from pages that nobody else has taken; budget for them is held back
+from prompts, but for one token.
+
 No clock, no randomness, no I/O: the same calls give the same plans. Between `plan` and `apply` the
 workers read and write the pages of the planned requests, so nothing of theirs is given away.
 """
@@ -13,10 +17,11 @@ workers read and write the pages of the planned requests, so nothing of theirs i
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from heapq import heappop, heappush
 
 from mimo_engine.cache.encoder import EncoderCache
-from mimo_engine.cache.manager import CacheManager
+from mimo_engine.cache.manager import CacheManager, SequencePages
 from mimo_engine.cache.prefix import PageChain, PrefixMatch, media_page_keys
 from mimo_engine.config.engine import SchedulerConfig
 from mimo_engine.errors import ContextLengthError, QueueFullError, RequestError
@@ -29,7 +34,7 @@ from mimo_engine.scheduler.policy import (
     longest_total,
     stop_ids,
 )
-from mimo_engine.scheduler.request import Request
+from mimo_engine.scheduler.request import Chunk, Request
 
 __all__ = ["Scheduler"]
 
@@ -50,13 +55,18 @@ class Scheduler:
         seed: int,
         encoder: EncoderCache | None = None,
         max_encoder_tokens: int = 1024,
+        recompute_boundary: bool = True,
     ) -> None:
+        """recompute_boundary: draft layers compute rows again whose tokens were guessed."""
         assert cache.layout.longest_request(max_model_len) == max_model_len
         self._config = config
         self._cache = cache
         self._max_model_len = max_model_len
         self._eos_token_ids = eos_token_ids
         self._seed = seed
+        self._recompute_boundary = recompute_boundary
+        self._depth = 0
+        """Most drafts of a request, of the step that is planned."""
         self._requests: dict[str, Request] = {}
         self._running: list[Request] = []
         self._waiting: deque[Request] = deque()
@@ -148,25 +158,43 @@ class Scheduler:
         if self._requests.pop(request.request_id, None) is not None:
             self._encoder.release(request.media)
 
-    def plan(self) -> StepPlan | None:
-        """The next step, or None when there is nothing to do. `apply` must come before another."""
+    @property
+    def num_decoding(self) -> int:
+        """Running requests that have nothing but their last token to compute."""
+        return sum(
+            request.pages is not None and len(request.token_ids) == request.pages.num_computed + 1
+            for request in self._running
+        )
+
+    def plan(self, depth: int = 0) -> StepPlan | None:
+        """The next step, or None when there is nothing to do. `apply` must come before another.
+
+        depth: how many drafts of a request are verified at most, and as many are made.
+        """
         assert self._in_flight is None
+        self._depth = depth
         for request in self._encoding.take_ready():
             self._enqueue(request)
-        rows: list[StepRow] = []
-        budget, pages_ran_out = self._plan_running(rows)
+        chunks: list[Chunk] = []
+        held_back = sum(request.num_verified(depth) for request in self._running)
+        budget, pages_ran_out = self._plan_running(chunks, held_back)
         admissions: list[Admission] = []
         while budget and not pages_ran_out and self._waiting and self._free_slots:
+            if chunks and not chunks[-1].is_last:
+                # A prompt is not through: the budget that it left is for drafts.
+                break
             request = self._waiting[0]
             if not self._admit(request, admissions):
                 if self._waiting and self._waiting[0] is request:
                     break
                 # It went back to have its media encoded: the next one may be admitted.
                 continue
-            num_tokens, pages_ran_out = self._fit(request, budget)
+            num_tokens, pages_ran_out = self._fit(request, max(1, budget - held_back))
             assert num_tokens
-            rows.append(self._row(request, num_tokens))
+            chunks.append(Chunk(request, num_tokens))
             budget -= num_tokens
+        self._plan_drafts(chunks, budget)
+        rows = [self._row(chunk) for chunk in chunks]
         encode = self._encoding.plan(nothing_else_runs=not (self._running or self._waiting))
         forget = self._encoder.take_forgotten()
         if not (rows or encode or forget):
@@ -233,19 +261,22 @@ class Scheduler:
             reused_media_tokens=self._encoder.num_reused_rows,
         )
 
-    def _plan_running(self, rows: list[StepRow]) -> tuple[int, bool]:
-        """Rows of the running requests, oldest first; (budget left, whether pages ran out)."""
+    def _plan_running(self, chunks: list[Chunk], held_back: int) -> tuple[int, bool]:
+        """Tokens of the running requests, oldest first; (budget left, whether pages ran out).
+
+        held_back: budget that a prompt leaves to drafts.
+        """
         budget = self._config.max_num_batched_tokens
         pages_ran_out = False
         running = self._running
         index = 0
-        # Preemption shortens the list from its end, where no request has a row yet.
+        # Preemption shortens the list from its end, where no request has a chunk yet.
         while index < len(running):
             request = running[index]
-            num_tokens, is_short = self._fit(request, budget)
+            num_tokens, is_short = self._fit(request, max(1, budget - held_back))
             pages_ran_out |= is_short
             if num_tokens:
-                rows.append(self._row(request, num_tokens))
+                chunks.append(Chunk(request, num_tokens))
                 budget -= num_tokens
             elif index + 1 < len(running):
                 self._preempt_youngest()
@@ -267,7 +298,21 @@ class Scheduler:
         assert extended
         return num_tokens, True
 
-    def _row(self, request: Request, num_tokens: int) -> StepRow:
+    def _plan_drafts(self, chunks: Sequence[Chunk], budget: int) -> None:
+        """Give the rows that are left, and their pages, to drafts: oldest request first."""
+        for chunk in chunks:
+            pages = chunk.request.pages
+            assert pages is not None
+            wanted = min(chunk.request.num_verified(self._depth), budget) if chunk.is_last else 0
+            wanted = min(wanted, self._cache.room(pages) - chunk.num_tokens) if wanted else 0
+            if wanted > 0:
+                extended = self._cache.extend(pages, chunk.num_tokens + wanted)
+                assert extended
+                chunk.num_drafts = wanted
+                budget -= wanted
+
+    def _row(self, chunk: Chunk) -> StepRow:
+        request = chunk.request
         pages, slot = request.pages, request.slot
         assert pages is not None
         assert slot is not None
@@ -275,13 +320,24 @@ class Scheduler:
         request.is_in_flight = True
         self._in_flight_requests.append(request)
         start = pages.num_computed
+        end = start + chunk.num_tokens
+        samples = chunk.is_last
+        # This step brings one of the tokens left, and the last one needs no draft.
+        num_proposals = max(0, min(self._depth, request.num_left - 2)) if samples else 0
+        draft_start = draft_visible_from = 0
+        if num_proposals:
+            draft_start, draft_visible_from = self._cache.draft_start(pages, end, num_proposals)
         return StepRow(
             slot=slot,
             start=start,
-            num_tokens=num_tokens,
-            samples=start + num_tokens == len(request.token_ids),
+            num_tokens=chunk.num_tokens,
+            samples=samples,
             full=full,
             sliding=sliding,
+            num_drafts=chunk.num_drafts,
+            num_proposals=num_proposals,
+            draft_start=draft_start,
+            draft_visible_from=draft_visible_from,
         )
 
     def _admit(self, request: Request, admissions: list[Admission]) -> bool:
@@ -354,6 +410,7 @@ class Scheduler:
         self._cache.free(request.pages)
         heappush(self._free_slots, request.slot)
         request.pages = request.slot = None
+        request.num_drafts = 0
         self._blocked_head = None
 
     def _settle(self, request: Request, row: StepRow, done: RowResult) -> TokenOutput | None:
@@ -375,7 +432,7 @@ class Scheduler:
         if not done.token_ids:
             # Its grammar is still being compiled: the last row is computed again.
             self._cache.advance(pages, end - 1)
-            self._cache.roll_back(pages)
+            self._roll_back(pages)
             return None
         num_output_tokens = request.num_output_tokens
         accepted = accept_tokens(
@@ -391,8 +448,9 @@ class Scheduler:
         # The last token has no K and V yet; rows past it were drafts that did not count.
         num_computed = len(request.token_ids) - 1
         self._cache.advance(pages, num_computed)
-        if num_computed < end:
-            self._cache.roll_back(pages)
+        if num_computed < end + row.num_drafts:
+            self._roll_back(pages)
+        self._take_in_drafts(request, row)
         is_first = num_output_tokens == 0
         if is_first:
             # A whole prompt is published now: the head of the queue may share it, and fit.
@@ -408,6 +466,24 @@ class Scheduler:
             stop_token_id=accepted.stop_token_id,
             num_cached_tokens=(request.num_cached_tokens or 0) if is_first else 0,
         )
+
+    def _roll_back(self, pages: SequencePages) -> None:
+        """Give back pages of rejected rows: the head of the queue may find them."""
+        self._cache.roll_back(pages)
+        self._blocked_head = None
+
+    def _take_in_drafts(self, request: Request, row: StepRow) -> None:
+        """The row has its tokens, so the slot holds the drafts that it was to make."""
+        request.num_drafts = row.num_proposals
+        if row.num_proposals:
+            assert request.pages is not None
+            self._cache.set_drafted(
+                request.pages,
+                row.draft_start,
+                row.draft_visible_from,
+                row.num_proposals,
+                is_kept=not self._recompute_boundary,
+            )
 
 
 def _failure(request: Request, error: str) -> TokenOutput:

@@ -11,6 +11,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from mimo_engine.engine.client import AsyncEngineClient
+from mimo_engine.messages import DraftStats
 
 __all__ = ["Metrics"]
 
@@ -82,3 +83,34 @@ class _EngineCollector(Collector):
             pages.add_metric(["full"], full)
             pages.add_metric(["sliding"], sliding)
             yield pages
+        if stats.drafts is not None:
+            yield from _draft_metrics(stats.drafts)
+
+
+def _draft_metrics(drafts: DraftStats) -> Iterator[Metric]:
+    for family, name, text, value in (
+        (_Counter, "draft_tokens", "Drafts that were verified.", drafts.num_drafted),
+        (_Counter, "draft_tokens_accepted", "Of these, accepted.", drafts.num_accepted),
+        (_Gauge, "draft_depth", "Drafts of a request in the last step.", drafts.depth),
+        (
+            _Gauge,
+            "draft_acceptance_length",
+            "Tokens that a verification yields at present, the sampled one included.",
+            drafts.acceptance_length,
+        ),
+        (
+            _Gauge,
+            "draft_estimated_gain",
+            "Tokens a second at the present depth, as a multiple of those without drafts.",
+            drafts.gain,
+        ),
+    ):
+        yield family(f"mimo_engine_{name}", text, value=value)
+    layers = _Gauge(
+        "mimo_engine_draft_layer_acceptance",
+        "How often a layer's draft is right where those before it were.",
+        labels=["layer"],
+    )
+    for index, share in enumerate(drafts.acceptance):
+        layers.add_metric([str(index)], share)
+    yield layers

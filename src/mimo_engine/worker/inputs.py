@@ -17,9 +17,12 @@ from mimo_engine.config.sampling import SamplingParams
 from mimo_engine.kernels.attention import AttentionGroup
 from mimo_engine.messages import MediaItem
 from mimo_engine.model.batch import ForwardBatch, LayerCache, MediaRows
-from mimo_engine.scheduler.plan import Admission, PageRun, StepPlan, StepRow
+from mimo_engine.scheduler.plan import Admission, PageRun, StepPlan
 
-__all__ = ["MediaPiece", "SlotState", "StepInputs"]
+__all__ = ["MediaPiece", "Rows", "SlotState", "StepInputs"]
+
+_LONGEST_SHARED = 16
+"""Rows of sequences that are attended together where they have equally many: verified drafts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,22 @@ class SlotState:
     token_ids: list[int] = field(default_factory=list)
     """Prompt and sampled tokens, in order."""
     media: tuple[MediaItem, ...] = ()
+    drafts: list[int] = field(default_factory=list)
+    """Guesses of the tokens that follow."""
+    draft_proposals: list[torch.Tensor] = field(default_factory=list)
+    """[V] each, what the drafts were drawn from; empty: each is the likeliest of its layer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rows:
+    """Consecutive rows of one request in a batch."""
+
+    slot: int
+    start: int
+    """Position of the first."""
+    count: int
+    visible_from: int = 0
+    """No row sees an earlier position."""
 
 
 class StepInputs:
@@ -104,7 +123,7 @@ class StepInputs:
                                 batch_row + first - row.start,
                             )
                         )
-            batch_row += row.num_tokens
+            batch_row += row.num_rows
         return sorted(pieces, key=lambda piece: piece.batch_row)
 
     def batch(
@@ -113,42 +132,64 @@ class StepInputs:
         """The forward pass that `plan.rows` ask for, rows in the plan's order."""
         tokens: list[int] = []
         for row in plan.rows:
-            known = self.state(row.slot).token_ids
-            assert row.start + row.num_tokens <= len(known), "a row beyond the known tokens"
-            tokens += known[row.start : row.start + row.num_tokens]
-        counts = [row.num_tokens for row in plan.rows]
-        slot_of_row = np.repeat([row.slot for row in plan.rows], counts)
-        positions = np.concatenate([np.arange(r.start, r.start + r.num_tokens) for r in plan.rows])
+            state = self.state(row.slot)
+            known = state.token_ids
+            end = row.start + row.num_tokens
+            assert end <= len(known), "a row beyond the known tokens"
+            assert row.num_drafts <= len(state.drafts), "drafts that were never made"
+            tokens += known[row.start : end]
+            tokens += state.drafts[: row.num_drafts]
+        rows = [Rows(slot=row.slot, start=row.start, count=row.num_rows) for row in plan.rows]
+        return self.batch_of(rows, tokens, caches=caches, media=media)
+
+    def batch_of(
+        self,
+        rows: Sequence[Rows],
+        tokens: Sequence[int],
+        *,
+        caches: Sequence[LayerCache],
+        media: MediaRows | None = None,
+        kinds: Sequence[AttentionKind] | None = None,
+    ) -> ForwardBatch:
+        """A pass over any rows whose pages are in the tables. tokens: of all rows, in order. kinds
+        of attention that will be asked for; None: all of the model."""
+        kinds = kinds or self._kinds
+        counts = [row.count for row in rows]
+        slot_of_row = np.repeat([row.slot for row in rows], counts)
+        positions = np.concatenate([np.arange(r.start, r.start + r.count) for r in rows])
         return ForwardBatch(
             token_ids=self._tensor(np.asarray(tokens, dtype=np.int64)),
             positions=self._tensor(positions),
-            groups={kind: self._groups(kind, plan.rows) for kind in self._kinds},
+            groups={kind: self._groups(kind, rows) for kind in kinds},
             write_slots={
-                kind: self._tensor(self._pool_slots(kind, slot_of_row, positions))
-                for kind in self._kinds
+                kind: self._tensor(self._pool_slots(kind, slot_of_row, positions)) for kind in kinds
             },
             caches=caches,
             media=media,
         )
 
-    def _groups(self, kind: AttentionKind, rows: Sequence[StepRow]) -> list[AttentionGroup]:
-        """One group for all single-token rows, one for every longer chunk."""
-        first_rows = np.cumsum([0, *(row.num_tokens for row in rows)])[:-1]
-        single = [i for i, row in enumerate(rows) if row.num_tokens == 1]
-        members = [single] if single else []
-        members += [[i] for i, row in enumerate(rows) if row.num_tokens > 1]
-        return [self._group(kind, [rows[i] for i in group], first_rows[group]) for group in members]
+    def _groups(self, kind: AttentionKind, rows: Sequence[Rows]) -> list[AttentionGroup]:
+        """One group for all requests of equally many rows, one for every long chunk."""
+        first_rows = np.cumsum([0, *(row.count for row in rows)])[:-1]
+        members: dict[tuple[int, int], list[int]] = {}
+        for i, row in enumerate(rows):
+            alone = i if row.count > _LONGEST_SHARED else -1
+            members.setdefault((row.count, alone), []).append(i)
+        return [
+            self._group(kind, [rows[i] for i in group], first_rows[group])
+            for group in members.values()
+        ]
 
     def _group(
-        self, kind: AttentionKind, rows: Sequence[StepRow], first_rows: np.ndarray
+        self, kind: AttentionKind, rows: Sequence[Rows], first_rows: np.ndarray
     ) -> AttentionGroup:
         first_position = np.array([row.start for row in rows], dtype=np.int64)
-        num_tokens = rows[0].num_tokens
+        num_tokens = rows[0].count
         last_position = first_position + num_tokens - 1
-        kv_first = np.zeros_like(first_position)
+        kv_first = np.array([row.visible_from for row in rows], dtype=np.int64)
         if kind is AttentionKind.SLIDING:
             assert self._window is not None
-            kv_first = np.maximum(first_position - self._window + 1, 0)
+            kv_first = np.maximum(first_position - self._window + 1, kv_first)
         length = int((last_position - kv_first).max()) + 1
         kv_position = kv_first[:, None] + np.arange(length)
         # Beyond a shorter sequence's end nothing is visible; its last key is as good as any.

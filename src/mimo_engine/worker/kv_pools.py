@@ -18,8 +18,9 @@ def allocate_pools(
     kv_heads: dict[AttentionKind, int],
     dtype: torch.dtype,
     device: torch.device,
+    num_draft_layers: int = 0,
 ) -> list[LayerCache]:
-    """One LayerCache a layer: K [slots, kv heads, Dk] and V [slots, kv heads, Dv].
+    """One LayerCache a layer, draft layers last: K [slots, kv heads, Dk], V [slots, kv heads, Dv].
 
     slots = pages of the layer's group * page_size; kv_heads: this rank's, by attention kind.
     Zero-filled: attention multiplies a masked V row by a weight of 0, which must not meet a NaN. On
@@ -30,7 +31,7 @@ def allocate_pools(
         AttentionKind.SLIDING: layout.num_sliding_pages,
     }
     pools = []
-    for spec in config.layers:
+    for spec in (*config.layers, *[config.mtp_layer] * num_draft_layers):
         slots = num_pages[spec.attention] * layout.page_size
         heads = kv_heads[spec.attention]
         pools.append(

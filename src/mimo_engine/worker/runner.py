@@ -1,4 +1,4 @@
-"""One step on one rank: build the batch, run the model, sample.
+"""One step on one rank: build the batch, run the model, sample or verify, draft.
 
 The runner is the only place where the step's parts meet; it keeps no state beyond what `StepInputs`
 and `ConstraintTable` remember of the running requests.
@@ -16,10 +16,12 @@ from mimo_engine.messages import TokenLogprobs
 from mimo_engine.model.batch import LayerCache, MediaRows
 from mimo_engine.model.text import TextModel
 from mimo_engine.sampling.logprobs import LogprobRow, logprob_rows
-from mimo_engine.sampling.sampler import SamplingRow, TokenChoice, sample
+from mimo_engine.sampling.rejection import Drafts, verify
+from mimo_engine.sampling.sampler import SamplingRow, TokenChoice
 from mimo_engine.scheduler.plan import RowResult, StepPlan, StepResult, StepRow
-from mimo_engine.worker.inputs import StepInputs
-from mimo_engine.worker.masks import ConstraintTable, StepMasks
+from mimo_engine.worker.drafting import Drafter, DraftPass
+from mimo_engine.worker.inputs import Rows, SlotState, StepInputs
+from mimo_engine.worker.masks import ConstraintTable, SamplingSlot, StepMasks
 from mimo_engine.worker.media import MediaEncoder
 
 __all__ = ["Runner"]
@@ -37,14 +39,16 @@ class _LogitRows:
     rows: list[int]
     prompt: list[range]
     """Per StepRow, indices into `rows` of the rows whose next token is a scored prompt token."""
-    last: list[int]
-    """Per StepRow, the index into `rows` of its last row, or -1 when it does not sample."""
+    sampled: list[range]
+    """Per StepRow, indices into `rows` of its last known token and of its drafts; empty when it
+    does not sample."""
 
 
 class Runner:
     """Runs plans over a loaded model. `num_live_tokens`: ids from there on are never sampled.
 
-    media: rank 0's towers; None on other ranks, and where text alone is served.
+    media: rank 0's towers; None on other ranks, and where text alone is served. drafter: the draft
+    layers; None where nothing is drafted.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Runner:
         num_live_tokens: int,
         comm: Comm,
         media: MediaEncoder | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
         self.model = model
         self.inputs = inputs
@@ -65,6 +70,7 @@ class Runner:
         self._num_live_tokens = num_live_tokens
         self._comm = comm
         self._media = media
+        self._drafter = drafter
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
@@ -74,10 +80,16 @@ class Runner:
         self._constraints.apply(plan.admissions)
         if not plan.rows:
             return StepResult(encode_errors=encode_errors)
-        states = {row.slot: self.inputs.state(row.slot) for row in plan.rows if row.samples}
-        started = self._constraints.start(states)
+        sampling = {
+            row.slot: SamplingSlot(self.inputs.state(row.slot), row.num_drafts)
+            for row in plan.rows
+            if row.samples
+        }
+        started = self._constraints.start(sampling)
         batch = self.inputs.batch(plan, self.caches, self._media_rows(plan))
         hidden = self.model(batch)
+        if self._drafter is not None:
+            self._drafter.remember(_rows_of(plan.rows), hidden)
         wanted = self._wanted_logits(plan.rows)
         if not wanted.rows:
             rows = tuple(RowResult() for _ in plan.rows)
@@ -85,7 +97,7 @@ class Runner:
         rows = torch.tensor(wanted.rows, device=hidden.device)
         logits = self.model.logits(hidden[rows])[:, : self._num_live_tokens]
         is_broken = self._broken_rows(wanted, logits)
-        masks = self._constraints.finish(states, started)
+        masks = self._constraints.finish(sampling, started)
         choices = self._sample(plan.rows, wanted, is_broken, logits, masks)
         results = []
         for row, prompt, broken in zip(plan.rows, wanted.prompt, is_broken, strict=True):
@@ -94,7 +106,7 @@ class Runner:
                 results.append(RowResult(error=error))
             else:
                 scores = self._prompt_logprobs(row, prompt, logits)
-                results.append(_row_result(choices.get(row.slot), scores))
+                results.append(_row_result(choices.get(row.slot, []), scores))
         return StepResult(rows=tuple(results), encode_errors=encode_errors)
 
     def _see_to_media(self, plan: StepPlan) -> dict[bytes, str]:
@@ -122,8 +134,8 @@ class Runner:
         # NaN is larger than anything to torch: a row's maximum shows it.
         finite = torch.isfinite(logits.amax(dim=-1)).tolist()
         return [
-            not all(finite[i] for i in (*prompt, *([last] if last >= 0 else [])))
-            for prompt, last in zip(wanted.prompt, wanted.last, strict=True)
+            not all(finite[i] for i in (*prompt, *sampled))
+            for prompt, sampled in zip(wanted.prompt, wanted.sampled, strict=True)
         ]
 
     def _wanted_logits(self, step_rows: Sequence[StepRow]) -> _LogitRows:
@@ -137,10 +149,11 @@ class Runner:
                 stop = min(row.start + row.num_tokens, state.num_prompt_tokens - 1)
                 wanted.rows += range(first, first + max(0, stop - row.start))
             wanted.prompt.append(range(begin, len(wanted.rows)))
-            wanted.last.append(len(wanted.rows) if row.samples else -1)
+            begin = len(wanted.rows)
             if row.samples:
-                wanted.rows.append(first + row.num_tokens - 1)
-            first += row.num_tokens
+                wanted.rows += range(first + row.num_tokens - 1, first + row.num_rows)
+            wanted.sampled.append(range(begin, len(wanted.rows)))
+            first += row.num_rows
         return wanted
 
     def _sample(
@@ -150,54 +163,77 @@ class Runner:
         is_broken: Sequence[bool],
         logits: torch.Tensor,
         masks: StepMasks,
-    ) -> dict[int, TokenChoice]:
-        """By slot, one choice for each sound row that samples; the slots remember the tokens.
+    ) -> dict[int, list[TokenChoice]]:
+        """By slot, the tokens of each sound row that samples; the slots remember them, and make
+        the drafts that are asked for.
 
         Masks are rank 0's, so a row without an allowed token, or whose mask is late, is sampled
         like any other, in every rank's batch: the error is said afterwards, the late row's token is
-        dropped on every rank (-1).
+        dropped on every rank.
         """
         sampling = {
-            row.slot: last
-            for row, last, broken in zip(step_rows, wanted.last, is_broken, strict=True)
+            row.slot: (row, sampled)
+            for row, sampled, broken in zip(step_rows, wanted.sampled, is_broken, strict=True)
             if row.samples and not broken
         }
         if not sampling:
             return {}
-        indices = list(sampling.values())
-        states = [self.inputs.state(slot) for slot in sampling]
-        rows = [
-            SamplingRow(
-                params=state.params,
-                seed=state.seed,
-                output_index=len(state.token_ids) - state.num_prompt_tokens,
-                token_ids=state.token_ids,
-                num_prompt_tokens=state.num_prompt_tokens,
-                stop_ids=state.stop_ids,
-            )
-            for state in states
-        ]
-        chosen = logits if len(indices) == logits.shape[0] else logits[indices]
-        choices = sample(
-            chosen,
+        num_drafts = {
+            slot: masks.num_drafts(slot, row.num_drafts) for slot, (row, _) in sampling.items()
+        }
+        states = {slot: self.inputs.state(slot) for slot in sampling}
+        indices: list[int] = []
+        rows: list[SamplingRow] = []
+        for slot, (_, own) in sampling.items():
+            indices += own[: 1 + num_drafts[slot]]
+            rows += _sampling_rows(states[slot], num_drafts[slot])
+        verified = verify(
+            logits if len(indices) == logits.shape[0] else logits[indices],
             rows,
+            [_drafts(state, num_drafts[slot]) for slot, state in states.items()],
             num_live_tokens=self._num_live_tokens,
-            masks=masks.tensor(list(sampling), logits.device),
+            masks=masks.tensor(num_drafts, logits.device),
         )
-        # Ranks see the same logits; taking rank 0's choice makes a divergence impossible.
         taken = {
-            slot: choice
-            for slot, choice in zip(sampling, choices, strict=True)
+            slot: choices
+            for slot, choices in zip(sampling, verified, strict=True)
             if not masks.is_late(slot)
         }
-        ids = torch.tensor(
-            [taken[slot].token_id if slot in taken else -1 for slot in sampling],
-            device=logits.device,
-        )
-        for state, token_id in zip(states, self._comm.broadcast(ids).tolist(), strict=True):
-            if token_id >= 0:
-                state.token_ids.append(token_id)
+        self._agree([row for row, _ in sampling.values()], taken, logits.device)
         return taken
+
+    def _agree(
+        self,
+        rows: Sequence[StepRow],
+        taken: dict[int, list[TokenChoice]],
+        device: torch.device,
+    ) -> None:
+        """Ranks see the same logits; taking rank 0's choices makes a divergence impossible."""
+        width = 1 + max(row.num_drafts for row in rows)
+        table = [[choice.token_id for choice in taken.get(row.slot, [])] for row in rows]
+        padded = [ids + [-1] * (width - len(ids)) for ids in table]
+        agreed = self._comm.broadcast(torch.tensor(padded, device=device)).tolist()
+        passes = []
+        for row, ids in zip(rows, agreed, strict=True):
+            state = self.inputs.state(row.slot)
+            tokens = [token_id for token_id in ids if token_id >= 0]
+            if not tokens:
+                continue
+            state.token_ids += tokens
+            state.drafts = []
+            state.draft_proposals = []
+            if row.num_proposals:
+                count = row.start + row.num_tokens + len(tokens) - 1 - row.draft_start
+                own = Rows(
+                    slot=row.slot,
+                    start=row.draft_start,
+                    count=count,
+                    visible_from=row.draft_visible_from,
+                )
+                passes.append(DraftPass(rows=own, num_proposals=row.num_proposals))
+        if passes:
+            assert self._drafter is not None
+            self._drafter.propose(passes)
 
     def _prompt_logprobs(
         self, row: StepRow, indices: range, logits: torch.Tensor
@@ -211,12 +247,42 @@ class Runner:
         return logprob_rows(scored, targets, num_top, num_live_tokens=self._num_live_tokens)
 
 
-def _row_result(choice: TokenChoice | None, scores: Sequence[LogprobRow]) -> RowResult:
-    prompt = tuple(_message(score) for score in scores)
-    if choice is None:
-        return RowResult(prompt_logprobs=prompt)
-    own = () if choice.logprobs is None else (_message(choice.logprobs),)
-    return RowResult(token_ids=(choice.token_id,), logprobs=own, prompt_logprobs=prompt)
+def _rows_of(step_rows: Sequence[StepRow]) -> list[Rows]:
+    return [Rows(slot=row.slot, start=row.start, count=row.num_rows) for row in step_rows]
+
+
+def _sampling_rows(state: SlotState, num_drafts: int) -> list[SamplingRow]:
+    """For the token after the last known one, and after each draft as if those had been sampled."""
+    num_output = len(state.token_ids) - state.num_prompt_tokens
+    return [
+        SamplingRow(
+            params=state.params,
+            seed=state.seed,
+            output_index=num_output + index,
+            # Read for penalties alone: the copy would take long for every request.
+            token_ids=[*state.token_ids, *state.drafts[:index]]
+            if index and state.params.has_penalty
+            else state.token_ids,
+            num_prompt_tokens=state.num_prompt_tokens,
+            stop_ids=state.stop_ids,
+        )
+        for index in range(1 + num_drafts)
+    ]
+
+
+def _drafts(state: SlotState, num_drafts: int) -> Drafts:
+    proposals = state.draft_proposals[:num_drafts]
+    return Drafts(token_ids=state.drafts[:num_drafts], probabilities=proposals or None)
+
+
+def _row_result(choices: Sequence[TokenChoice], scores: Sequence[LogprobRow]) -> RowResult:
+    return RowResult(
+        token_ids=tuple(choice.token_id for choice in choices),
+        logprobs=tuple(
+            _message(choice.logprobs) for choice in choices if choice.logprobs is not None
+        ),
+        prompt_logprobs=tuple(_message(score) for score in scores),
+    )
 
 
 def _message(row: LogprobRow) -> TokenLogprobs:

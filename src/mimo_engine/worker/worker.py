@@ -8,6 +8,7 @@ result = worker.run(plan)       for every plan
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,9 +26,12 @@ from mimo_engine.errors import ConfigError
 from mimo_engine.grammar.library import GrammarCompiler
 from mimo_engine.model.audio_encoder import MiMoAudioEncoder
 from mimo_engine.model.audio_tokenizer import MiMoAudioTokenizer
+from mimo_engine.model.batch import LayerCache
+from mimo_engine.model.mtp import MtpLayers, split_mtp_weights
 from mimo_engine.model.text import TextModel
 from mimo_engine.model.vision import MiMoVisionTransformer
 from mimo_engine.scheduler.plan import StepPlan, StepResult
+from mimo_engine.worker.drafting import Drafter
 from mimo_engine.worker.inputs import StepInputs
 from mimo_engine.worker.kv_pools import allocate_pools
 from mimo_engine.worker.masks import ConstraintTable
@@ -67,8 +71,11 @@ class Worker:
         plan: ParallelPlan,
         comm: Comm,
         num_live_tokens: int,
+        num_draft_layers: int = 0,
         media: MediaConfig | None = None,
     ) -> None:
+        """num_draft_layers: how many of the checkpoint's MTP layers are used."""
+        self._num_draft_layers = num_draft_layers
         self._config = config
         self._model_config = model_config
         self._plan = plan
@@ -86,9 +93,12 @@ class Worker:
             keep_quantised=self.device.type != "cpu",
             qkv_layout=config.settings.qkv_layout,
             media=media,
+            num_mtp_layers=num_draft_layers,
             progress=plan.tp_rank == 0,
         )
-        self.model = TextModel.from_weights(model_config, weights, plan, comm)
+        split = split_mtp_weights(weights)
+        self.model = TextModel.from_weights(model_config, split.text, plan, comm)
+        self._draft_layers = MtpLayers.from_weights(model_config, split.mtp, plan, comm)
         # Rank 0 chooses the tokens, so it alone needs grammars.
         self._compiler = _grammar_compiler(config, model_config) if plan.tp_rank == 0 else None
         # Rank 0 encodes media for all, and alone has the towers.
@@ -174,6 +184,7 @@ class Worker:
             kv_heads=self.kv_heads,
             dtype=self.dtype,
             device=self.device,
+            num_draft_layers=self._num_draft_layers,
         )
         inputs = StepInputs(
             num_slots=self._config.scheduler.max_num_seqs,
@@ -182,14 +193,34 @@ class Worker:
             window=self._model_config.window,
             device=self.device,
         )
+        num_layers = len(self._model_config.layers)
         self.runner = Runner(
             self.model,
             inputs,
-            caches,
+            caches[:num_layers],
             ConstraintTable(self._compiler, num_tokens=self._num_live_tokens),
             num_live_tokens=self._num_live_tokens,
             comm=self._comm,
             media=self.media,
+            drafter=self._drafter(inputs, caches[num_layers:]),
+        )
+
+    def _drafter(self, inputs: StepInputs, caches: Sequence[LayerCache]) -> Drafter | None:
+        if not caches:
+            return None
+        window = self._model_config.window
+        assert window is not None
+        return Drafter(
+            self.model,
+            self._draft_layers,
+            inputs,
+            caches,
+            num_slots=self._config.scheduler.max_num_seqs,
+            # Rows that are rejected must not reach round to the window.
+            ring_len=window + 1 + len(caches),
+            num_live_tokens=self._num_live_tokens,
+            samples_drafts=self._config.speculative.draft_choice == "sampled",
+            comm=self._comm,
         )
 
     def run(self, plan: StepPlan) -> StepResult:

@@ -51,7 +51,14 @@ MEDIA_LIMITS = {
 ENCODER = {"--max-encoder-tokens", "--encoder-cache-gib"}
 # What the weights, the cache and their sizes hang on.
 RUN = {"--dtype", "--device", "--tensor-parallel-size"} | SETTINGS | CACHE | SCHEDULER | MEDIA_FACTS
-ENGINE = RUN | ENCODER
+DRAFTS = {
+    "--speculative",
+    "--max-draft-tokens",
+    "--draft-choice",
+    "--recompute-boundary",
+    "--no-recompute-boundary",
+}
+ENGINE = RUN | ENCODER | DRAFTS
 FLAGS = {
     "serve": ENGINE
     | MEDIA_LIMITS

@@ -90,11 +90,15 @@ def weights_in_gb(config: ModelConfig, tp_size: int = 1, **options: Any) -> dict
 def test_a_token_costs_23040_bytes_in_the_full_group_and_a_million_22_and_a_half_gib(
     v25: ModelConfig,
 ) -> None:
-    cost = kv_cost(v25, ParallelPlan(), dtype_bytes=2, page_size=16)
+    cost = kv_cost(v25, ParallelPlan(), dtype_bytes=2, page_size=16, num_draft_layers=0)
     assert cost.full_bytes_per_token == 23_040
     assert 1_048_576 * cost.full_bytes_per_token == 22.5 * GIB
     # 128 consecutive tokens touch at most 9 pages of 16; a token costs 199,680 bytes.
     assert cost.sliding_bytes_per_sequence == 9 * 16 * 199_680
+    # Three draft layers beside the 39 sliding ones, and three drafts behind the window.
+    drafting = kv_cost(v25, ParallelPlan(), dtype_bytes=2, page_size=16, num_draft_layers=3)
+    assert drafting.full_bytes_per_token == cost.full_bytes_per_token
+    assert drafting.sliding_bytes_per_sequence == 10 * 16 * 199_680 // 39 * 42
 
 
 def test_the_full_pages_of_a_million_tokens_take_22_and_a_half_gib(v25: ModelConfig) -> None:
@@ -105,6 +109,7 @@ def test_the_full_pages_of_a_million_tokens_take_22_and_a_half_gib(v25: ModelCon
         dtype_bytes=2,
         cache=CacheConfig(),
         scheduler=SchedulerConfig(max_num_seqs=1),
+        num_draft_layers=0,
     )
     assert 1_048_576 // layout.page_size * layout.full_page_bytes == 22.5 * GIB
     assert layout.longest_request(1_048_576) == 1_048_576

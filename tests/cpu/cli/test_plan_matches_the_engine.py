@@ -87,6 +87,7 @@ def test_pages_are_those_that_the_engine_allocates(model_dir: Path) -> None:
         dtype_bytes=4,
         cache=cache,
         scheduler=scheduler,
+        num_draft_layers=3,
     )
     info = core.info()
     core.close()

@@ -149,6 +149,42 @@ def test_a_model_without_full_layers_has_sliding_pages_only_and_no_limit_of_leng
         plan(small_config([1, 1]), layout.sliding_page_bytes * 9)
 
 
+def test_draft_layers_of_v2_5_join_the_sliding_group(v2_5):
+    full, sliding = kv_groups(v2_5, num_draft_layers=3)
+    plain_full, plain_sliding = kv_groups(v2_5)
+    assert full == plain_full
+    assert sliding.layer_indices == plain_sliding.layer_indices
+    assert sliding.bytes_per_token(2) == 199_680 + 3 * 8 * (192 + 128) * 2
+    heads = {AttentionKind.FULL: 1, AttentionKind.SLIDING: 3}
+    assert kv_groups(v2_5, heads, 3)[1].elements_per_token == (39 + 3) * 3 * 320
+
+
+@pytest.mark.parametrize("num_draft_layers", [0, 1, 3, 16])
+def test_a_cache_with_draft_layers_is_divided_without_a_rest(v2_5, num_draft_layers):
+    full, sliding = kv_groups(v2_5, num_draft_layers=num_draft_layers)
+    for gib in (1, 4, 30, 100):
+        layout = plan(v2_5, gib * GIB, num_draft_layers=num_draft_layers)
+        assert layout.full_page_bytes == 16 * full.bytes_per_token(2)
+        assert layout.sliding_page_bytes == 16 * sliding.bytes_per_token(2)
+        left = gib * GIB - layout.total_bytes
+        assert 0 <= left < layout.full_page_bytes
+    # A window and the drafts behind it.
+    window_pages = max_window_pages(128 + num_draft_layers, 16)
+    assert layout.num_sliding_pages == 3 * 64 * window_pages + 2048 // 16 + 1
+
+
+@pytest.mark.parametrize(("num_draft_layers", "num_sliding"), [(1, 10), (2, 11), (3, 11), (17, 11)])
+def test_the_smallest_budget_serves_one_request_with_all_its_drafts(num_draft_layers, num_sliding):
+    config = small_config([0, 1, 1])
+    full, sliding = kv_groups(config, num_draft_layers=num_draft_layers)
+    smallest = 16 * 2 * (16 * full.elements_per_token + num_sliding * sliding.elements_per_token)
+    layout = plan(config, smallest, num_draft_layers=num_draft_layers)
+    assert (layout.num_full_pages, layout.num_sliding_pages) == (16, num_sliding)
+    assert layout.total_bytes == smallest
+    with pytest.raises(ConfigError, match="--kv-cache-gib"):
+        plan(config, smallest - 1, num_draft_layers=num_draft_layers)
+
+
 def test_a_layout_is_frozen():
     layout = plan(small_config([0, 1]), GIB)
     with pytest.raises(dataclasses.FrozenInstanceError):

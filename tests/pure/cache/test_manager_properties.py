@@ -3,7 +3,8 @@
 The model knows nothing of the manager: it writes to each page what a forward pass would (for
 position p, a digest of all tokens up to p) and, before and after each step, reads every position a
 query may see through the tables that a worker would have. A page that is stale, shared wrongly,
-given back too early or published too soon holds the wrong digest.
+given back too early or published too soon holds the wrong digest. Draft layers write beside it what
+draft_rows.py says, after every step that brings tokens, as many layers as chance has it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import random
 from dataclasses import dataclass, field
 
 import pytest
+from draft_rows import DraftRows, Pass, digests_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,6 +31,8 @@ class Live:
     chain: PageChain
     full: dict[int, int] = field(default_factory=dict)
     sliding: dict[int, int] = field(default_factory=dict)
+    hidden: dict[int, int] = field(default_factory=dict)
+    """By position: digests of what the request has computed itself."""
 
     def enter(self, runs: tuple[PageRun, PageRun]) -> None:
         for table, run in zip((self.full, self.sliding), runs, strict=True):
@@ -42,27 +46,21 @@ class Memory:
         self.layout = layout
         self.full: dict[tuple[int, int], int] = {}
         self.sliding: dict[tuple[int, int], int] = {}
-
-    @staticmethod
-    def contents(token_ids: list[int]) -> list[int]:
-        digests, digest = [], 0
-        for token_id in token_ids:
-            digest = hash((digest, token_id))
-            digests.append(digest)
-        return digests
+        self.drafts = DraftRows(page_size=layout.page_size, window=layout.window or 1)
 
     def write(self, live: Live, token_ids: list[int], start: int) -> None:
-        contents = self.contents(token_ids)
+        contents = digests_of(token_ids)
         for position in range(start, len(token_ids)):
             page, offset = divmod(position, self.layout.page_size)
             if self.layout.num_full_pages:
                 self.full[live.full[page], offset] = contents[position]
             if self.layout.window is not None:
                 self.sliding[live.sliding[page], offset] = contents[position]
+            live.hidden[position] = contents[position]
 
     def verify(self, live: Live, token_ids: list[int], query: int, end: int) -> None:
         """Positions before `end` that a query at position `query` sees hold what they should."""
-        contents = self.contents(token_ids[:end])
+        contents = digests_of(token_ids[:end])
         window = self.layout.window
         first_visible = end if window is None else max(0, query - window + 1)
         for position in range(end):
@@ -80,6 +78,31 @@ def document(index: int, length: int) -> list[int]:
     return [rng.randrange(4) for _ in range(length)]
 
 
+def random_prompt(rng: random.Random, texts: list[list[int]]) -> list[int]:
+    """A well-known beginning and some tokens more; of `texts`, it is the next turn of one, or what
+    might have come instead."""
+    if texts and rng.random() < 0.5:
+        prompt = list(rng.choice(texts[-10:]))
+        if rng.random() < 0.3:
+            prompt = prompt[: rng.randrange(1, len(prompt) + 1)]
+        prompt += [rng.randrange(4)]
+    else:
+        prompt = document(rng.randrange(NUM_DOCUMENTS), rng.randrange(1, 60))
+    return prompt + [rng.randrange(4) for _ in range(rng.randrange(3))]
+
+
+def check_hit_with_drafts(manager: CacheManager, chain: PageChain, match: PrefixMatch) -> None:
+    """It is the hit that there is without drafts, or a page shorter for the sake of draft rows."""
+    manager._prefix._has_drafts = False
+    without = manager.find(chain)
+    manager._prefix._has_drafts = True
+    num_lost = len(without.entries) - len(match.entries)
+    assert num_lost in (0, 1)
+    assert match.entries == without.entries[: len(match.entries)]
+    if num_lost:
+        assert match.num_draft_layers > without.num_draft_layers == 0
+
+
 def live_a_while(
     layout: CacheLayout,
     rng: random.Random,
@@ -89,8 +112,10 @@ def live_a_while(
     chain_class: type[PageChain] = PageChain,
     manager_window: int | None = None,
     prefix_caching: bool = True,
-) -> int:
-    """Run `num_steps` random steps, checking after each; returns the tokens that were hits."""
+    num_draft_layers: int = 0,
+) -> tuple[int, Memory]:
+    """Run `num_steps` random steps, checking after each; returns the tokens that were hits, and the
+    memory as it is then."""
     manager_layout = layout
     if manager_window is not None:
         manager_layout = CacheLayout(
@@ -99,17 +124,19 @@ def live_a_while(
             num_sliding_pages=layout.num_sliding_pages,
             window=manager_window,
         )
-    manager = manager_class(manager_layout, prefix_caching)
+    manager = manager_class(manager_layout, prefix_caching, has_drafts=num_draft_layers > 0)
     memory = Memory(layout)
     alive: list[Live] = []
+    texts: list[list[int]] = []
     num_hit_tokens = 0
     for _ in range(num_steps):
         draw = rng.random()
         if draw < 0.2 or not alive:
-            prompt = document(rng.randrange(NUM_DOCUMENTS), rng.randrange(1, 60))
-            prompt += [rng.randrange(4) for _ in range(rng.randrange(3))]
+            prompt = random_prompt(rng, texts if num_draft_layers else [])
             chain = chain_class(prompt, layout.page_size)
             match = manager.find(chain)
+            if num_draft_layers:
+                check_hit_with_drafts(manager, chain, match)
             num_hit = len(match.entries) * layout.page_size
             assert num_hit < len(prompt)
             live = Live(manager.allocate(chain, match), chain)
@@ -118,19 +145,23 @@ def live_a_while(
             live.enter(manager.take_new_pages(live.pages))
             memory.verify(live, prompt, num_hit, num_hit)
             alive.append(live)
+            texts.append(chain.token_ids)
         elif draw < 0.35 or len(alive) > 8:
             manager.free(alive.pop(rng.randrange(len(alive))).pages)
         else:
-            step(manager, memory, alive[rng.randrange(len(alive))], rng)
+            live = alive[rng.randrange(len(alive))]
+            step(manager, memory, live, rng, num_draft_layers)
         manager.check()
     for live in alive:
         manager.free(live.pages)
     manager.check()
     assert manager.full_usage().live == manager.sliding_usage().live == 0
-    return num_hit_tokens
+    return num_hit_tokens, memory
 
 
-def step(manager: CacheManager, memory: Memory, live: Live, rng: random.Random) -> None:
+def step(
+    manager: CacheManager, memory: Memory, live: Live, rng: random.Random, num_draft_layers: int
+) -> None:
     """Compute a chunk of the prompt, or decode with drafts of which some are rejected."""
     pages, chain = live.pages, live.chain
     start, num_known = pages.num_computed, len(chain.token_ids)
@@ -151,16 +182,42 @@ def step(manager: CacheManager, memory: Memory, live: Live, rng: random.Random) 
         manager.advance(pages, start + num_tokens)
         return
     num_accepted = rng.randrange(len(drafts) + 1)
+    # Most passes are like the one before: only then do they go on where that ended.
+    depth = num_draft_layers
+    if depth and rng.random() < 0.2:
+        depth = rng.randrange(depth + 1)
+    draft_start = visible_from = 0
+    if depth:
+        draft_start, visible_from = manager.draft_start(pages, num_known, depth)
     chain.token_ids.extend([*drafts[:num_accepted], rng.randrange(4)])
+    if depth:
+        memory.drafts.run([draft_pass(live, draft_start, visible_from, depth, rng)])
     manager.advance(pages, num_known + num_accepted)
     manager.roll_back(pages)
+    if depth:
+        manager.set_drafted(pages, draft_start, visible_from, depth, is_kept=False)
     assert pages.num_pages == -(-pages.num_computed // chain.page_size)
 
 
+def draft_pass(live: Live, start: int, visible_from: int, depth: int, rng: random.Random) -> Pass:
+    known = live.chain.token_ids
+    return Pass(
+        table=live.sliding,
+        known=list(known),
+        digests=digests_of(known),
+        hidden={row: live.hidden.get(row) for row in range(start, len(known) - 1)},
+        guesses=[rng.randrange(4) for _ in range(depth)],
+        start=start,
+        visible_from=visible_from,
+        num_cached=live.pages.num_cached,
+    )
+
+
 @st.composite
-def layouts(draw: st.DrawFn) -> CacheLayout:
+def layouts(draw: st.DrawFn, *, has_window: bool = False) -> CacheLayout:
     page_size = draw(st.sampled_from([1, 2, 4, 8]))
-    window = draw(st.one_of(st.none(), st.integers(1, 20)))
+    windows = st.integers(1, 20)
+    window = draw(windows if has_window else st.one_of(st.none(), windows))
     num_full = draw(st.integers(8, 80))
     if window is None:
         return CacheLayout(
@@ -191,6 +248,20 @@ def test_every_visible_position_is_in_its_page_at_full_size(layout, seed, prefix
     live_a_while(layout, random.Random(seed), 400, prefix_caching=prefix_caching)
 
 
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(layouts(has_window=True), st.integers(0, 2**32), st.integers(1, 5))
+def test_no_visible_draft_row_is_of_another_continuation(layout, seed, num_draft_layers):
+    live_a_while(layout, random.Random(seed), 80, num_draft_layers=num_draft_layers)
+
+
+@pytest.mark.prove
+@pytest.mark.timeout(3600)
+@settings(max_examples=3000, deadline=None)
+@given(layouts(has_window=True), st.integers(0, 2**32), st.integers(1, 5))
+def test_no_visible_draft_row_is_of_another_continuation_at_full_size(layout, seed, num_layers):
+    live_a_while(layout, random.Random(seed), 400, num_draft_layers=num_layers)
+
+
 class WeakChain(PageChain):
     """Four hashes for all pages there are."""
 
@@ -208,7 +279,7 @@ ROOMY = CacheLayout(page_size=4, num_full_pages=60, num_sliding_pages=40, window
 
 
 def test_the_random_lives_have_hits():
-    num_hit_tokens = sum(live_a_while(ROOMY, random.Random(seed), 200) for seed in range(5))
+    num_hit_tokens = sum(live_a_while(ROOMY, random.Random(seed), 200)[0] for seed in range(5))
     assert num_hit_tokens > 2000
 
 

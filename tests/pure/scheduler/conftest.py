@@ -1,6 +1,6 @@
-"""Lets the property tests of media build on the memory worker of the others."""
+"""Lets property tests share the simulated worker, and with the cache's tests its draft rows."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "cache")]

@@ -8,20 +8,20 @@ refuse a unit that is encoded twice while its item is known, or without features
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_scheduler_properties import CROWDED, EOS, Setup, Slot, Worker, sample, setups
+from simulated_worker import EOS, Setup, Slot, Worker, sample
+from traffic import CROWDED, setups
 
 from mimo_engine.cache.encoder import EncoderCache
-from mimo_engine.cache.manager import CacheManager
 from mimo_engine.config.sampling import SamplingParams
 from mimo_engine.errors import RequestError
 from mimo_engine.messages import MediaItem, MediaSpan, NewRequest, TokenOutput
 from mimo_engine.scheduler.plan import StepPlan, StepResult
-from mimo_engine.scheduler.scheduler import Scheduler
 
 PAD = 9
 MAX_ENCODER_TOKENS = 6
@@ -92,8 +92,8 @@ class MediaWorker(Worker):
         super().__init__(setup)
         self.towers = towers
 
-    def digests(self, slot: Slot) -> list[int]:
-        return digests_with_media(slot.token_ids, slot.admission.media)
+    def digests(self, slot: Slot, drafts: Sequence[int] = ()) -> list[int]:
+        return digests_with_media([*slot.token_ids, *drafts], slot.admission.media)
 
     def run(self, plan: StepPlan) -> StepResult:
         errors = self.towers.see_to(plan)
@@ -172,16 +172,9 @@ class Driver:
         self.setup = setup
         self.rng = random.Random(seed)
         self.capacity = capacity
-        self.cache = CacheManager(setup.scheduler()[1].layout, setup.prefix_caching)
         self.encoder = EncoderCache(capacity)
-        self.scheduler = Scheduler(
-            setup.scheduler()[0]._config,
-            self.cache,
-            max_model_len=setup.max_model_len,
-            eos_token_ids=EOS,
-            seed=7,
-            encoder=self.encoder,
-            max_encoder_tokens=MAX_ENCODER_TOKENS,
+        self.scheduler, self.cache = setup.scheduler(
+            encoder=self.encoder, max_encoder_tokens=MAX_ENCODER_TOKENS
         )
         self.towers = Towers(broken=broken)
         self.worker = MediaWorker(setup, self.towers)
@@ -190,7 +183,7 @@ class Driver:
         self.counts = {"added": 0, "done": 0, "aborted": 0, "errors": 0}
 
     def step(self) -> None:
-        plan = self.scheduler.plan()
+        plan = self.scheduler.plan(self.rng.randrange(self.setup.num_draft_layers + 1))
         self.cache.check()
         self.encoder.check_invariants()
         if plan is None:
@@ -264,6 +257,12 @@ def prove(setup: Setup, seed: int, num_steps: int, *, capacity: int, broken=froz
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(setups(), st.integers(0, 2**32), st.integers(0, 60))
 def test_media_requests_get_the_right_rows_and_leave_nothing(setup, seed, capacity):
+    prove(setup, seed, 60, capacity=capacity)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(setups(with_drafts=True), st.integers(0, 2**32), st.integers(0, 60))
+def test_media_requests_have_the_same_text_with_drafts(setup, seed, capacity):
     prove(setup, seed, 60, capacity=capacity)
 
 
