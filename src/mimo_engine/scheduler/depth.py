@@ -20,6 +20,7 @@ came of it, but `_MAX_INTERVAL` at most, so that a change of workload is noticed
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import accumulate, takewhile
@@ -28,24 +29,26 @@ from statistics import median
 
 __all__ = ["DepthController"]
 
-# Acceptance: what is supposed of an unknown layer, and the sample weight from which it is known.
-_OPTIMISM, _OPTIMISM_WEIGHT, _TRUSTED_WEIGHT = 0.9, 2, 4
-# Estimates average over so many samples, or so many steps if those have more.
+# Acceptance: what is supposed of an unknown layer, the samples that this is worth, and those from
+# which on the next layer may be tried too.
+_OPTIMISM, _OPTIMISM_WEIGHT, _TRUSTED_WEIGHT = 0.9, 3, 5
+# An estimate averages over so many samples, or so many steps if those have more.
 _SLOW_SAMPLES, _SLOW_STEPS = 256, 16
 _FAST_SAMPLES, _FAST_STEPS = 16, 4
 
-# Costs: steps of which the median counts, and how far a median moves what is known.
+# Costs: steps of which the median counts, and how far it moves a depth's own cost and all others.
 _NUM_MEDIAN = 3
 _OWN_GAIN, _COMMON_GAIN = 0.01, 0.1
 _MAX_ERROR = math.log(2)
 # By which factor a depth may be cheaper than it seems: never seen, and seen once.
 _UNSEEN, _SEEN_ONCE = 2.0, 1.15
+# Seconds grow with requests to this power, between a batch size and the nearest that has a row.
+_POWER = 0.5
 
-SLOPE = 0.5
 _HYSTERESIS = 0.01
 _BUDGET = 0.01
 _MIN_INTERVAL, _MAX_INTERVAL = 50, 400  # steps between two probes
-_MAX_TRIAL, _MAX_PROBE = 16, 80  # steps of a probe
+_MAX_TRIAL, _MAX_PROBE = 16, 80  # steps of a probe; who still promises more after them has won
 
 
 class DepthController:
@@ -127,12 +130,13 @@ class DepthController:
                 self._depth = self._go_on(self._probe, row)
         return self._depth
 
-    def _tokens(self, depth: int) -> float:
-        return 1 + sum(accumulate(self.acceptance[:depth], mul))
+    def _tokens(self) -> list[float]:
+        """Of a request's step, by depth."""
+        return list(accumulate(accumulate(self.acceptance, mul), initial=1.0))
 
     def _rates(self, row: list[_Cell]) -> list[float]:
         """Tokens a second and request, by depth."""
-        return [self._tokens(depth) / cell.seconds for depth, cell in enumerate(row)]
+        return [tokens / cell.seconds for tokens, cell in zip(self._tokens(), row, strict=True)]
 
     def _pick(self, row: list[_Cell], current: int) -> int:
         """The best depth, or the least deep that promises more but has yet to prove it."""
@@ -146,17 +150,14 @@ class DepthController:
         return next((d for d in hopes if rates[d] > (1 + _HYSTERESIS) * rates[best]), best)
 
     def _new_probe(self, row: list[_Cell]) -> _Probe | None:
+        """A probe, if one is due."""
         elapsed = self._step - self._last_probe
-        forgot = False
+        trial = None
         if self._uncalibrated:
             trial = self._uncalibrated.pop(0)
-        elif elapsed >= self._interval:
-            trial = self._doubtful(row, unseen_only=False)
-            forgot = self._forget()
         elif elapsed >= self._paid_interval:
-            trial = self._doubtful(row, unseen_only=True)
-        else:
-            return None
+            trial = self._doubtful(row, unseen_only=elapsed < self._interval)
+        forgot = self._forget(trial or 0)
         if trial is None:
             return _Probe(row, self._depth) if forgot else None
         # A depth that was tried in vain is a close rival: it is measured better every time.
@@ -176,14 +177,18 @@ class DepthController:
         ]
         return min(rivals)[-1] if rivals else None
 
-    def _forget(self) -> bool:
-        """Forgets the acceptance of layers long unused; whether there are any."""
+    def _forget(self, num_used: int) -> bool:
+        """Forgets what is known of layers out of use, if it is old; of the first num_used always,
+        as a trial uses them anyway. Whether there were any."""
         since = self._step - self._interval
-        stale = [layer for layer in self._layers[self._depth :] if layer.last_step <= since]
-        for layer in stale:
-            layer.rate = layer.recent = max(layer.rate, _OPTIMISM)
-            layer.weight = _OPTIMISM_WEIGHT
-        return bool(stale)
+        num_forgotten = 0
+        for index, layer in enumerate(self._layers[self._depth :], self._depth):
+            if index < num_used or layer.last_step <= since:
+                layer.rate = layer.recent = max(layer.rate, _OPTIMISM)
+                layer.weight = _OPTIMISM_WEIGHT
+                layer.last_step = self._step
+                num_forgotten += 1
+        return num_forgotten > 0
 
     def _go_on(self, probe: _Probe, row: list[_Cell]) -> int:
         """The depth of the probe's next step; with its verdict, the probe ends."""
@@ -201,8 +206,8 @@ class DepthController:
             depth = self._pick(row, self._depth)
         # What the step loses if the drafts beyond base fail, in steps at base.
         dearer = row[depth].seconds / row[probe.base].seconds
-        tokens = self._tokens(min(depth, probe.base)) / self._tokens(probe.base)
-        probe.lost_steps += max(0.0, dearer - tokens)
+        tokens = self._tokens()
+        probe.lost_steps += max(0.0, dearer - tokens[min(depth, probe.base)] / tokens[probe.base])
         return depth
 
     def _end_probe(self, probe: _Probe, *, kept: bool) -> None:
@@ -238,7 +243,7 @@ class _Layer:
     """Samples that the rate is worth."""
     recent: float = _OPTIMISM
     last_step: int = 0
-    """When it drafted."""
+    """When it drafted, or was forgotten."""
 
     def observe(self, right: float, num_requests: int) -> None:
         self.weight = min(self.weight + 1, max(_SLOW_SAMPLES, _SLOW_STEPS * num_requests))
@@ -248,7 +253,7 @@ class _Layer:
         noise = math.sqrt(self.rate * (1 - self.rate) / (2 * fast))
         if abs(self.recent - self.rate) > 0.1 + 3 * noise:
             # Another workload: what was learnt before it counts no more.
-            self.rate, self.weight = self.recent, fast
+            self.rate, self.weight = self.recent, fast / 2
 
 
 @dataclass(slots=True)
@@ -282,11 +287,15 @@ class _Costs:
     def __init__(self, num_depths: int) -> None:
         self._depths = range(num_depths)
         self._rows: dict[int, list[_Cell]] = {}
+        self._calibrated: set[int] = set()
 
     def calibrate(self, num_requests: int, depth: int, seconds: float) -> None:
+        """Of several measurements, the median of the last three counts."""
         log_seconds = math.log(seconds)
-        self._rows.setdefault(num_requests, [_Cell(log_seconds) for _ in self._depths])
-        self._rows[num_requests][depth].log_seconds = log_seconds
+        row = self._rows.setdefault(num_requests, [_Cell(log_seconds) for _ in self._depths])
+        row[depth].latest.append(log_seconds)
+        row[depth].log_seconds = median(row[depth].latest)
+        self._calibrated.add(num_requests)
 
     def row(self, num_requests: int) -> list[_Cell]:
         """The costs by depth at the size nearest to this one."""
@@ -302,8 +311,10 @@ class _Costs:
         size = self._nearest(num_requests)
         row = self._rows[size]
         cell = row[depth]
+        if cell.num_seen == 0:
+            cell.latest.clear()  # of calibrations
         cell.num_seen += 1
-        cell.latest.append(log_seconds - SLOPE * math.log(num_requests / size))
+        cell.latest.append(log_seconds - _POWER * math.log(num_requests / size))
         if not cell.is_known:
             return
         error = median(cell.latest) - cell.log_seconds
@@ -322,14 +333,19 @@ class _Costs:
         size = 1 << round(math.log2(num_requests))
         if size not in self._rows:
             self._rows[size] = [_Cell(self._estimate(size, depth)) for depth in self._depths]
-        return min(self._rows, key=lambda known: abs(math.log(known / num_requests)))
+        return self._closest(num_requests)
+
+    def _closest(self, num_requests: int) -> int:
+        return min(self._rows, key=lambda size: abs(math.log(size / num_requests)))
 
     def _estimate(self, num_requests: int, depth: int) -> float:
-        """log(seconds) from the sizes around this one."""
-        below = max((size for size in self._rows if size < num_requests), default=None)
-        above = min((size for size in self._rows if size > num_requests), default=None)
-        known = [self._rows[size][depth].log_seconds for size in (below, above) if size]
-        if below is None or above is None:
-            return known[0] if known else 0.0
-        part = math.log(num_requests / below) / math.log(above / below)
-        return known[0] + part * (known[1] - known[0])
+        """log(seconds) by a power law through two sizes: bytes grow with rows ever slower."""
+        sizes = sorted(self._calibrated)
+        if len(sizes) < 2:
+            # Live steps are too noisy for a trend. Nothing known: all depths cost the same.
+            return self._rows[self._closest(num_requests)][depth].log_seconds if self._rows else 0.0
+        index = min(max(bisect_left(sizes, num_requests), 1), len(sizes) - 1)
+        low, high = sizes[index - 1 : index + 1]
+        below, above = (self._rows[size][depth].log_seconds for size in (low, high))
+        power = max(0.0, min((above - below) / math.log(high / low), 1.0))
+        return below + power * math.log(num_requests / low)
