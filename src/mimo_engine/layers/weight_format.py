@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
-from mimo_engine.kernels.quant import Fp8BlockWeight, Mxfp4Weight, QuantisedWeight
+from mimo_engine.kernels.quant import Fp8BlockWeight, Mxfp4Weight, Weight, materialise
 
 __all__ = ["Weight", "assign_weights", "materialise"]
-
-Weight = torch.Tensor | QuantisedWeight
-
-
-def materialise(weight: Weight, dtype: torch.dtype) -> torch.Tensor:
-    """The weight as a tensor of `dtype`. A plain one already has it: loading casts once."""
-    if isinstance(weight, torch.Tensor):
-        return weight
-    return weight.decode(dtype)
-
 
 def assign_weights(module: nn.Module, weights: dict[str, Weight]) -> None:
     """Put every weight in its place, by dotted name; quantised ones replace their parameter.

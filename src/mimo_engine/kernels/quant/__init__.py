@@ -14,6 +14,7 @@ MXFP4 (text.md 4). Byte j of a row holds elements 2j (low nibble) and 2j + 1 (hi
 `decode` gives the same bits on CPU and CUDA.
 """
 
+from mimo_engine.kernels.quant.activations import quantise_rows, rounded_to_fp8
 from mimo_engine.kernels.quant.reference import (
     FP8_BLOCK,
     FP8_MAX,
@@ -24,7 +25,13 @@ from mimo_engine.kernels.quant.reference import (
     encode_fp8,
     encode_mxfp4,
 )
-from mimo_engine.kernels.quant.weights import Fp8BlockWeight, Mxfp4Weight, QuantisedWeight
+from mimo_engine.kernels.quant.weights import (
+    Fp8BlockWeight,
+    Mxfp4Weight,
+    QuantisedWeight,
+    Weight,
+    materialise,
+)
 
 __all__ = [
     "FP8_BLOCK",
@@ -34,8 +41,12 @@ __all__ = [
     "Mxfp4Weight",
     "QuantisedWeight",
     "RowGrid",
+    "Weight",
     "decode_fp8",
     "decode_mxfp4",
     "encode_fp8",
     "encode_mxfp4",
+    "materialise",
+    "quantise_rows",
+    "rounded_to_fp8",
 ]

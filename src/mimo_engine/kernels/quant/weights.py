@@ -8,7 +8,7 @@ import torch
 
 from mimo_engine.kernels.quant.reference import FP8_BLOCK, MXFP4_GROUP, decode_fp8, decode_mxfp4
 
-__all__ = ["Fp8BlockWeight", "Mxfp4Weight", "QuantisedWeight"]
+__all__ = ["Fp8BlockWeight", "Mxfp4Weight", "QuantisedWeight", "Weight", "materialise"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,3 +101,11 @@ class Mxfp4Weight:
 
 
 QuantisedWeight = Fp8BlockWeight | Mxfp4Weight
+Weight = torch.Tensor | QuantisedWeight
+
+
+def materialise(weight: Weight, dtype: torch.dtype) -> torch.Tensor:
+    """The weight as a tensor of `dtype`. A plain one already has it: loading casts once."""
+    if isinstance(weight, torch.Tensor):
+        return weight
+    return weight.decode(dtype)

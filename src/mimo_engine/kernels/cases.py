@@ -1,0 +1,8 @@
+"""All operators that have more than a reference. For tests and benches."""
+
+from mimo_engine.kernels.linear.cases import OPS as LINEAR
+from mimo_engine.kernels.norm.cases import OP as ADD_RMS_NORM
+
+__all__ = ["OPS"]
+
+OPS = (ADD_RMS_NORM, *LINEAR)

@@ -1,0 +1,254 @@
+"""Products with few rows stream the weights once; with many they are ordinary tiled products.
+
+Few rows (decoding, verification): the weight's rows are the long side of the tile, so that 16
+tokens fill an MMA. K is split until there are programs enough to keep the memory busy, and the
+splits are the parts that the next operator adds up. Activations are quantised where they are read.
+
+Many rows (prefill): FP8 activations are made once, then tiles of 128 x 128. Plain weights are
+left to torch, whose library has nothing to learn from us.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from mimo_engine.kernels.quant import FP8_BLOCK, Fp8BlockWeight, Weight
+from mimo_engine.kernels.quant.triton import quantised
+
+__all__ = ["MAX_FEW_ROWS", "linear", "linear_parts", "quantise_rows"]
+
+MAX_FEW_ROWS = 64
+"""From here on the weights are read once for every 128 rows."""
+_BLOCK = tl.constexpr(FP8_BLOCK)
+_FEW_TILE = 64
+"""Weight rows of a program: what one warp group multiplies at a time."""
+_WANTED_PROGRAMS = 512
+_MIN_STEPS = 4
+"""Blocks of 128 columns in a split: fewer would not fill the pipeline."""
+
+
+@triton.jit
+def _few_rows(
+    x_ptr,
+    weight_ptr,
+    scale_ptr,
+    scale_row_ptr,
+    out_ptr,
+    num_rows,
+    SIZE: tl.constexpr,
+    NUM_OUT: tl.constexpr,
+    NUM_SPLITS: tl.constexpr,
+    IS_FP8: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """out[row, split, :] of a tile of weight rows; x [num_rows, SIZE], weight [NUM_OUT, SIZE]."""
+    NUM_BLOCKS: tl.constexpr = (SIZE + _BLOCK - 1) // _BLOCK
+    STEPS: tl.constexpr = (NUM_BLOCKS + NUM_SPLITS - 1) // NUM_SPLITS
+    out_rows = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    split = tl.program_id(1)
+    rows = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
+    has_out, has_row = out_rows < NUM_OUT, rows < num_rows
+    columns = split * STEPS * _BLOCK + tl.arange(0, _BLOCK)
+    weights = weight_ptr + out_rows.to(tl.int64)[:, None] * SIZE + columns[None, :]
+    inputs = x_ptr + rows.to(tl.int64)[:, None] * SIZE + columns[None, :]
+    if IS_FP8:
+        scales = scale_ptr + tl.load(scale_row_ptr + out_rows, mask=has_out, other=0) * NUM_BLOCKS
+    total = tl.zeros((TILE, ROWS), tl.float32)
+    for step in range(STEPS):
+        block = split * STEPS + step
+        inside = columns[None, :] + step * _BLOCK < SIZE
+        w = tl.load(
+            weights + step * _BLOCK,
+            mask=has_out[:, None] & inside,
+            other=0.0,
+            eviction_policy="evict_first",
+        )
+        x = tl.load(inputs + step * _BLOCK, mask=has_row[:, None] & inside, other=0.0)
+        if IS_FP8:
+            codes, x_scales = quantised(x.to(tl.float32))
+            # Beyond the last block everything is 0, whatever the scale.
+            w_scales = tl.load(scales + tl.minimum(block, NUM_BLOCKS - 1), mask=has_out, other=0.0)
+            total += tl.dot(w, tl.trans(codes)) * (w_scales[:, None] * x_scales[None, :])
+        else:
+            total = tl.dot(w, tl.trans(x), total)
+    place = out_ptr + (rows.to(tl.int64)[None, :] * NUM_SPLITS + split) * NUM_OUT
+    tl.store(
+        place + out_rows[:, None],
+        total.to(out_ptr.dtype.element_ty),
+        mask=has_out[:, None] & has_row[None, :],
+    )
+
+
+@triton.jit
+def _quantise_rows(x_ptr, code_ptr, scale_ptr, num_rows, SIZE: tl.constexpr, ROWS: tl.constexpr):
+    NUM_BLOCKS: tl.constexpr = (SIZE + _BLOCK - 1) // _BLOCK
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    block = tl.program_id(1)
+    columns = block * _BLOCK + tl.arange(0, _BLOCK)
+    has_row = rows < num_rows
+    mask = has_row[:, None] & (columns < SIZE)[None, :]
+    places = rows[:, None] * SIZE + columns[None, :]
+    codes, scales = quantised(tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32))
+    tl.store(code_ptr + places, codes, mask=mask)
+    tl.store(scale_ptr + rows * NUM_BLOCKS + block, scales, mask=has_row)
+
+
+@triton.jit
+def _many_rows(
+    code_ptr,
+    x_scale_ptr,
+    weight_ptr,
+    scale_ptr,
+    scale_row_ptr,
+    out_ptr,
+    num_rows,
+    SIZE: tl.constexpr,
+    NUM_OUT: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """FP8 rows by FP8 weights, a tile of ROWS x TILE outputs; GROUP row tiles go together, so that
+    the weights are found in the cache."""
+    NUM_BLOCKS: tl.constexpr = (SIZE + _BLOCK - 1) // _BLOCK
+    NUM_TILES: tl.constexpr = (NUM_OUT + TILE - 1) // TILE
+    program = tl.program_id(0)
+    num_row_tiles = tl.cdiv(num_rows, ROWS)
+    first = program // (GROUP * NUM_TILES) * GROUP
+    group = tl.minimum(num_row_tiles - first, GROUP)
+    within = program % (GROUP * NUM_TILES)
+    rows = (first + within % group) * ROWS + tl.arange(0, ROWS)
+    out_rows = within // group * TILE + tl.arange(0, TILE)
+    has_row, has_out = rows < num_rows, out_rows < NUM_OUT
+    # Rows beyond the end read the last one: cheaper than a mask in every step.
+    x_rows = tl.minimum(rows, num_rows - 1).to(tl.int64)
+    w_rows = tl.minimum(out_rows, NUM_OUT - 1).to(tl.int64)
+    columns = tl.arange(0, _BLOCK)
+    inputs = code_ptr + x_rows[:, None] * SIZE + columns[None, :]
+    weights = weight_ptr + w_rows[None, :] * SIZE + columns[:, None]
+    x_scales = x_scale_ptr + x_rows * NUM_BLOCKS
+    w_scales = scale_ptr + tl.load(scale_row_ptr + w_rows) * NUM_BLOCKS
+    total = tl.zeros((ROWS, TILE), tl.float32)
+    for block in range(NUM_BLOCKS):
+        if SIZE % _BLOCK == 0:
+            x = tl.load(inputs + block * _BLOCK)
+            w = tl.load(weights + block * _BLOCK)
+        else:
+            inside = columns + block * _BLOCK < SIZE
+            x = tl.load(inputs + block * _BLOCK, mask=inside[None, :], other=0.0)
+            w = tl.load(weights + block * _BLOCK, mask=inside[:, None], other=0.0)
+        scale = tl.load(x_scales + block)[:, None] * tl.load(w_scales + block)[None, :]
+        total += tl.dot(x, w) * scale
+    places = rows.to(tl.int64)[:, None] * NUM_OUT + out_rows[None, :]
+    tl.store(
+        out_ptr + places,
+        total.to(out_ptr.dtype.element_ty),
+        mask=has_row[:, None] & has_out[None, :],
+    )
+
+
+def quantise_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As quant/activations.py."""
+    num_rows, size = x.shape
+    num_blocks = triton.cdiv(size, FP8_BLOCK)
+    codes = torch.empty(num_rows, size, dtype=torch.float8_e4m3fn, device=x.device)
+    scales = torch.empty(num_rows, num_blocks, dtype=torch.float32, device=x.device)
+    rows = 32
+    grid = (triton.cdiv(num_rows, rows), num_blocks)
+    _quantise_rows[grid](x, codes, scales, num_rows, SIZE=size, ROWS=rows, num_warps=4)
+    return codes, scales
+
+
+def linear(x: torch.Tensor, weight: Weight) -> torch.Tensor:
+    """See the package."""
+    if x.shape[0] <= MAX_FEW_ROWS:
+        return _few(x, weight, num_splits=1)[:, 0]
+    if isinstance(weight, torch.Tensor):
+        return torch.nn.functional.linear(x, weight)
+    return _many_fp8(x, weight)
+
+
+def linear_parts(x: torch.Tensor, weight: Weight) -> torch.Tensor:
+    """See the package."""
+    if x.shape[0] > MAX_FEW_ROWS:
+        return linear(x, weight)[:, None]
+    num_out, size = weight.shape
+    return _few(x, weight, num_splits=_num_splits(num_out, size))
+
+
+def _num_splits(num_out: int, size: int) -> int:
+    """A power of two: as many as keep the memory busy and each split's pipeline full."""
+    num_tiles, num_blocks = triton.cdiv(num_out, _FEW_TILE), triton.cdiv(size, FP8_BLOCK)
+    splits = 1
+    while 2 * splits * num_tiles <= _WANTED_PROGRAMS and num_blocks >= 2 * splits * _MIN_STEPS:
+        splits *= 2
+    return splits
+
+
+def _few(x: torch.Tensor, weight: Weight, *, num_splits: int) -> torch.Tensor:
+    num_rows, size = x.shape
+    num_out = weight.shape[0]
+    assert x.is_contiguous()
+    assert weight.shape[1] == size
+    dtype = x.dtype if num_splits == 1 else torch.float32
+    out = torch.empty(num_rows, num_splits, num_out, dtype=dtype, device=x.device)
+    data, scales, scale_row = _pieces(weight)
+    rows = min(max(16, triton.next_power_of_2(num_rows)), MAX_FEW_ROWS)
+    grid = (triton.cdiv(num_out, _FEW_TILE), num_splits, triton.cdiv(num_rows, rows))
+    _few_rows[grid](
+        x,
+        data,
+        scales,
+        scale_row,
+        out,
+        num_rows,
+        SIZE=size,
+        NUM_OUT=num_out,
+        NUM_SPLITS=num_splits,
+        IS_FP8=isinstance(weight, Fp8BlockWeight),
+        ROWS=rows,
+        TILE=_FEW_TILE,
+        num_warps=4,
+        num_stages=4,
+    )
+    return out
+
+
+def _pieces(weight: Weight) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(data, scales, scale_row); of a plain weight thrice the data, of which one is read."""
+    if isinstance(weight, Fp8BlockWeight):
+        assert weight.data.is_contiguous()
+        return weight.data, weight.scales, weight.scale_row
+    assert isinstance(weight, torch.Tensor), "MXFP4 is for experts"
+    assert weight.is_contiguous()
+    return weight, weight, weight
+
+
+def _many_fp8(x: torch.Tensor, weight: Weight) -> torch.Tensor:
+    assert isinstance(weight, Fp8BlockWeight), "MXFP4 is for experts"
+    num_rows, size = x.shape
+    num_out = weight.shape[0]
+    codes, x_scales = quantise_rows(x)
+    out = torch.empty(num_rows, num_out, dtype=x.dtype, device=x.device)
+    rows = tile = 128
+    grid = (triton.cdiv(num_rows, rows) * triton.cdiv(num_out, tile),)
+    _many_rows[grid](
+        codes,
+        x_scales,
+        weight.data,
+        weight.scales,
+        weight.scale_row,
+        out,
+        num_rows,
+        SIZE=size,
+        NUM_OUT=num_out,
+        ROWS=rows,
+        TILE=tile,
+        GROUP=8,
+        num_warps=8,
+        num_stages=4,
+    )
+    return out
