@@ -15,6 +15,7 @@ from triton.runtime import interpreter
 def apply():
     builder = interpreter.InterpreterBuilder
     cut = builder.create_fp_trunc
+    convert = builder.create_fp_to_fp
 
     def dot(self, a, b, accumulator, *_):
         product = np.matmul(_as_float32(a), _as_float32(b))
@@ -25,12 +26,16 @@ def apply():
     def round_or_cut(self, source, target):
         if source.dtype.scalar == tl.float32 and target.scalar == tl.bfloat16:
             return interpreter.TensorHandle(_to_bfloat16(source.data), tl.bfloat16)
+        return cut(self, source, target)
+
+    def to_or_from_fp8(self, source, target, rounding):
         if source.dtype.scalar == tl.float32 and target.scalar == tl.float8e4nv:
             return interpreter.TensorHandle(_to_e4m3(source.data), tl.float8e4nv)
-        return cut(self, source, target)
+        return convert(self, source, target, rounding)
 
     builder.create_dot = dot
     builder.create_fp_trunc = round_or_cut
+    builder.create_fp_to_fp = to_or_from_fp8
 
 
 def _as_float32(handle):

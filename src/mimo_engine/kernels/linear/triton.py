@@ -133,7 +133,7 @@ def _many_rows(
     w_scales = scale_ptr + tl.load(scale_row_ptr + w_rows) * NUM_BLOCKS
     total = tl.zeros((ROWS, TILE), tl.float32)
     for block in range(NUM_BLOCKS):
-        if SIZE % _BLOCK == 0:
+        if NUM_BLOCKS * _BLOCK == SIZE:
             x = tl.load(inputs + block * _BLOCK)
             w = tl.load(weights + block * _BLOCK)
         else:

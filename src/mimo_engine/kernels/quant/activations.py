@@ -25,7 +25,8 @@ def quantise_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     padding = num_blocks * FP8_BLOCK - num_columns
     blocks = torch.nn.functional.pad(x.float(), (0, padding)).view(num_rows, num_blocks, FP8_BLOCK)
     peaks = blocks.abs().amax(dim=-1)
-    inverse = torch.where(peaks > SMALLEST_PEAK, FP8_MAX / peaks, 0.0)
+    # A tensor divided by a tensor: a number divided by one is a product with its reciprocal.
+    inverse = torch.where(peaks > SMALLEST_PEAK, torch.tensor(FP8_MAX) / peaks, 0.0)
     codes = (blocks * inverse[..., None]).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
     scales = torch.where(peaks > SMALLEST_PEAK, peaks * (1 / FP8_MAX), 0.0)
     return codes.view(num_rows, -1)[:, :num_columns].contiguous(), scales
