@@ -1,8 +1,9 @@
 """All operators that have more than a reference. For tests and benches."""
 
 from mimo_engine.kernels.linear.cases import OPS as LINEAR
+from mimo_engine.kernels.moe.cases import OPS as MOE
 from mimo_engine.kernels.norm.cases import OP as ADD_RMS_NORM
 
 __all__ = ["OPS"]
 
-OPS = (ADD_RMS_NORM, *LINEAR)
+OPS = (ADD_RMS_NORM, *LINEAR, *MOE)

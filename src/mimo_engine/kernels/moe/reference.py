@@ -1,13 +1,14 @@
-"""Mixture of experts: the router, and the weighted sum of the chosen experts' outputs."""
+"""The definitions, in plain torch."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
 
-__all__ = ["moe", "route", "swiglu"]
+from mimo_engine.kernels.linear import linear
+from mimo_engine.kernels.quant import Weight
+
+__all__ = ["experts", "route", "swiglu"]
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
@@ -38,29 +39,25 @@ def route(
     return experts, weights * scaling_factor
 
 
-def moe(
+def experts(
     x: torch.Tensor,
-    experts: torch.Tensor,
+    chosen: torch.Tensor,
     weights: torch.Tensor,
-    expert: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
+    gate_up: Weight,
+    down: Weight,
 ) -> torch.Tensor:
-    """sum over k of weights[:, k] * down(swiglu(gate_up(x))), in fp32 and cast once (step 9).
-
-    x [N, H]; experts and weights [N, top_k]; expert(e) gives gate_up [2 * I, H] and down [H, I] in
-    x's dtype. Returns [N, H] in x's dtype. Only experts that some token chose are touched.
-    """
+    """See the package: one part, summed in fp32. Only experts that some token chose are touched."""
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-    order = experts.flatten().argsort(stable=True)
-    counts = torch.bincount(experts.flatten()).tolist()
-    top_k = experts.shape[-1]
+    order = chosen.flatten().argsort(stable=True)
+    counts = torch.bincount(chosen.flatten()).tolist()
+    top_k = chosen.shape[-1]
     start = 0
     for index, count in enumerate(counts):
         if count == 0:
             continue
-        chosen = order[start : start + count]
+        slots = order[start : start + count]
         start += count
-        tokens = chosen // top_k
-        gate_up, down = expert(index)
-        y = F.linear(swiglu(F.linear(x[tokens], gate_up)), down)
-        out.index_add_(0, tokens, y.float() * weights.flatten()[chosen, None])
-    return out.to(x.dtype)
+        tokens = slots // top_k
+        y = linear(swiglu(linear(x[tokens], gate_up[index])), down[index])
+        out.index_add_(0, tokens, y.float() * weights.flatten()[slots, None])
+    return out.to(x.dtype)[:, None]

@@ -1,0 +1,90 @@
+"""Cases of the experts, by number of tokens and format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from mimo_engine.kernels.linear.cases import random_fp8
+from mimo_engine.kernels.moe import reference, triton
+from mimo_engine.kernels.op import Arguments, Case, Op, Work
+from mimo_engine.kernels.quant import Fp8BlockWeight
+
+__all__ = ["OPS"]
+
+
+def _make(
+    num_tokens: int, shape: Sequence[int], top_k: int, is_fp8: bool, device: torch.device
+) -> Arguments:
+    num_experts, size, width = shape
+    # Crowded experts and idle ones.
+    scores = torch.rand(num_tokens, num_experts, device=device)
+    if num_experts < 32:
+        scores += torch.linspace(0, 1, num_experts, device=device)
+    x = torch.randn(num_tokens, size, device=device).bfloat16()
+    if is_fp8:
+        gate_up = random_fp8(2 * width, size, 2 * width, device, num_experts)
+        down = random_fp8(size, width, size, device, num_experts)
+    else:
+        gate_up = torch.randn(num_experts, 2 * width, size, device=device).bfloat16() * 0.05
+        down = torch.randn(num_experts, size, width, device=device).bfloat16() * 0.05
+    weights = torch.rand(num_tokens, top_k, device=device)
+    return {
+        "x": x,
+        "chosen": scores.topk(top_k, dim=-1).indices.int(),
+        "weights": weights / weights.sum(dim=-1, keepdim=True),
+        "gate_up": gate_up,
+        "down": down,
+    }
+
+
+def _work(arguments: Arguments) -> Work:
+    x, chosen, gate_up = arguments["x"], arguments["chosen"], arguments["gate_up"]
+    num_experts = gate_up.shape[0]
+    touched = num_experts if chosen.is_meta else len(chosen.unique())
+    weight_bytes = (gate_up.nbytes + arguments["down"].nbytes) // num_experts
+    return Work(
+        num_bytes=touched * weight_bytes + 2 * x.nbytes,
+        num_flops=6 * chosen.numel() * x.shape[1] * gate_up.shape[1] // 2,
+        is_fp8=isinstance(gate_up, Fp8BlockWeight),
+    )
+
+
+def _case(num_tokens: int, shape: Sequence[int], top_k: int, is_fp8: bool) -> Case:
+    is_small = shape[0] < 32
+    return Case(
+        name=f"{'fp8' if is_fp8 else 'bf16'} {num_tokens} tokens, {shape[0]} experts",
+        make=partial(_make, num_tokens, shape, top_k, is_fp8),
+        work=None if is_small else _work,
+        is_small=is_small,
+    )
+
+
+_SMALL = (5, 128, 72)
+_REAL = (256, 4096, 2048)
+
+OPS = (
+    Op(
+        name="experts",
+        reference=lambda **named: _summed(reference.experts(**named)),
+        triton=lambda **named: _summed(triton.experts(**named)),
+        cases=(
+            _case(1, _SMALL, 2, True),
+            _case(4, (7, 192, 128), 3, True),
+            _case(40, _SMALL, 3, True),
+            _case(300, _SMALL, 2, True),
+            _case(3, _SMALL, 2, False),
+            _case(23, _SMALL, 5, False),
+            _case(270, _SMALL, 1, False),
+            *(_case(count, _REAL, 8, True) for count in (1, 4, 8, 16, 32, 64, 128, 256, 512, 4096)),
+        ),
+        # An activation on the border of two FP8 codes may fall to either side, twice.
+        tolerance=1e-2,
+    ),
+)
+
+
+def _summed(parts: torch.Tensor) -> tuple[torch.Tensor]:
+    return (parts.float().sum(dim=1).bfloat16(),)

@@ -1,0 +1,115 @@
+"""Which tokens go to which expert, in tiles, without a word to the host.
+
+A *slot* is one choice of one token, numbered token * top_k + k. A *tile* is up to `rows` slots of
+one expert; `expert` is -1 for tiles that are not needed, since their number is decided by shapes
+alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+__all__ = ["Tiles", "make_tiles"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tiles:
+    """All int32."""
+
+    expert: torch.Tensor
+    """[T]."""
+    first: torch.Tensor
+    """[T] the tile's first place among its expert's slots."""
+    counts: torch.Tensor
+    """[E] slots of each expert."""
+    slots: torch.Tensor
+    """[E, N] the slots of each expert, in order; beyond its count anything."""
+
+    @property
+    def num_tiles(self) -> int:
+        return self.expert.shape[0]
+
+
+@triton.jit
+def _collect(
+    chosen_ptr,
+    slots_ptr,
+    counts_ptr,
+    num_slots,
+    num_tokens,
+    BLOCK: tl.constexpr,
+):
+    """The slots of one expert, in order."""
+    expert = tl.program_id(0)
+    count = 0
+    for start in range(0, num_slots, BLOCK):
+        slots = start + tl.arange(0, BLOCK)
+        inside = slots < num_slots
+        is_own = tl.load(chosen_ptr + slots, mask=inside, other=-1) == expert
+        ones = is_own.to(tl.int32)
+        places = count + tl.cumsum(ones, axis=0) - 1
+        tl.store(slots_ptr + expert.to(tl.int64) * num_tokens + places, slots, mask=is_own)
+        count += tl.sum(ones, axis=0)
+    tl.store(counts_ptr + expert, count)
+
+
+@triton.jit
+def _lay_tiles(
+    counts_ptr,
+    expert_ptr,
+    first_ptr,
+    num_tiles,
+    num_rounds,
+    NUM_EXPERTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program: tile t belongs to the expert whose tiles begin last at or before t."""
+    experts = tl.arange(0, BLOCK)
+    counts = tl.load(counts_ptr + experts, mask=experts < NUM_EXPERTS, other=0)
+    tiles = (counts + ROWS - 1) // ROWS
+    ends = tl.cumsum(tiles, axis=0)
+    starts = ends - tiles
+    for i in range(num_rounds):
+        number = i * 16 + tl.arange(0, 16)
+        is_inside = (starts[None, :] <= number[:, None]) & (number[:, None] < ends[None, :])
+        expert = tl.max(tl.where(is_inside, experts[None, :], -1), axis=1)
+        start = tl.max(tl.where(is_inside, starts[None, :], 0), axis=1)
+        tl.store(expert_ptr + number, expert, mask=number < num_tiles)
+        tl.store(first_ptr + number, (number - start) * ROWS, mask=number < num_tiles)
+
+
+def make_tiles(chosen: torch.Tensor, num_experts: int, rows: int) -> Tiles:
+    """chosen [N, top_k] int32."""
+    assert chosen.dtype is torch.int32
+    assert chosen.is_contiguous()
+    num_tokens, num_slots = chosen.shape[0], chosen.numel()
+    # An expert has a last tile that is not full, if it has any.
+    num_tiles = min(num_slots, num_experts + num_slots // rows)
+    device = chosen.device
+    tiles = Tiles(
+        expert=torch.empty(num_tiles, dtype=torch.int32, device=device),
+        first=torch.empty(num_tiles, dtype=torch.int32, device=device),
+        counts=torch.empty(num_experts, dtype=torch.int32, device=device),
+        slots=torch.empty(num_experts, num_tokens, dtype=torch.int32, device=device),
+    )
+    block = min(1024, max(32, triton.next_power_of_2(num_slots)))
+    _collect[(num_experts,)](
+        chosen, tiles.slots, tiles.counts, num_slots, num_tokens, BLOCK=block, num_warps=4
+    )
+    _lay_tiles[(1,)](
+        tiles.counts,
+        tiles.expert,
+        tiles.first,
+        num_tiles,
+        triton.cdiv(num_tiles, 16),
+        NUM_EXPERTS=num_experts,
+        ROWS=rows,
+        BLOCK=triton.next_power_of_2(num_experts),
+        num_warps=8,
+    )
+    return tiles
