@@ -25,6 +25,7 @@ from mimo_engine.kernels.quant import (
     RowGrid,
     decode_fp8,
     decode_mxfp4,
+    rows_per_scale,
 )
 
 __all__ = ["DenseTarget", "Fp8Target", "Mxfp4Target", "StoredFormat", "StoredWeight", "Target"]
@@ -122,12 +123,14 @@ class Fp8Target:
             num_scale_rows += len(used)
         *stack, num_rows, num_columns = spec.shape
         num_column_blocks = -(-num_columns // FP8_BLOCK)
+        scale_row = torch.cat(scale_rows)
         self._weight = Fp8BlockWeight(
             data=torch.zeros(
                 *stack, num_rows, num_columns, dtype=torch.float8_e4m3fn, device=device
             ),
             scales=torch.zeros(*stack, num_scale_rows, num_column_blocks, device=device),
-            scale_row=torch.cat(scale_rows).to(device),
+            scale_row=scale_row.to(device),
+            rows_per_scale=rows_per_scale(scale_row),
         )
 
     def fill(self, part: ParamPart, expert: int | None, stored: StoredWeight) -> None:

@@ -107,12 +107,13 @@ def _many_rows(
     num_rows,
     SIZE: tl.constexpr,
     NUM_OUT: tl.constexpr,
+    IS_UNIFORM: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
     GROUP: tl.constexpr,
 ):
     """FP8 rows by FP8 weights, a tile of ROWS x TILE outputs; GROUP row tiles go together, so that
-    the weights are found in the cache."""
+    the weights are found in the cache. IS_UNIFORM: a tile's weight rows share their scales."""
     NUM_BLOCKS: tl.constexpr = (SIZE + _BLOCK - 1) // _BLOCK
     NUM_TILES: tl.constexpr = (NUM_OUT + TILE - 1) // TILE
     program = tl.program_id(0)
@@ -130,7 +131,8 @@ def _many_rows(
     inputs = code_ptr + x_rows[:, None] * SIZE + columns[None, :]
     weights = weight_ptr + w_rows[None, :] * SIZE + columns[:, None]
     x_scales = x_scale_ptr + x_rows * NUM_BLOCKS
-    w_scales = scale_ptr + tl.load(scale_row_ptr + w_rows) * NUM_BLOCKS
+    scale_rows = within // group * TILE if IS_UNIFORM else w_rows
+    w_scales = scale_ptr + tl.load(scale_row_ptr + scale_rows) * NUM_BLOCKS
     total = tl.zeros((ROWS, TILE), tl.float32)
     for block in range(NUM_BLOCKS):
         if NUM_BLOCKS * _BLOCK == SIZE:
@@ -140,7 +142,10 @@ def _many_rows(
             inside = columns + block * _BLOCK < SIZE
             x = tl.load(inputs + block * _BLOCK, mask=inside[None, :], other=0.0)
             w = tl.load(weights + block * _BLOCK, mask=inside[:, None], other=0.0)
-        scale = tl.load(x_scales + block)[:, None] * tl.load(w_scales + block)[None, :]
+        if IS_UNIFORM:
+            scale = (tl.load(x_scales + block) * tl.load(w_scales + block))[:, None]
+        else:
+            scale = tl.load(x_scales + block)[:, None] * tl.load(w_scales + block)[None, :]
         total += tl.dot(x, w) * scale
     places = rows.to(tl.int64)[:, None] * NUM_OUT + out_rows[None, :]
     tl.store(
@@ -245,6 +250,7 @@ def _many_fp8(x: torch.Tensor, weight: Weight) -> torch.Tensor:
         num_rows,
         SIZE=size,
         NUM_OUT=num_out,
+        IS_UNIFORM=weight.rows_per_scale >= tile,
         ROWS=rows,
         TILE=tile,
         GROUP=8,

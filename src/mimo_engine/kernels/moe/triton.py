@@ -57,6 +57,25 @@ def _tile_slots(
 
 
 @triton.jit
+def _outer(x_scale, w_scale, IS_UNIFORM: tl.constexpr):
+    """What a tile of products is multiplied with; w_scale is a scalar if IS_UNIFORM."""
+    if IS_UNIFORM:
+        scale = (x_scale * w_scale)[:, None]
+    else:
+        scale = x_scale[:, None] * w_scale[None, :]
+    return scale
+
+
+@triton.jit
+def _activated(gate, up, dtype: tl.constexpr):
+    """silu(gate) * up, rounded where the definition rounds."""
+    gate = gate.to(dtype).to(tl.float32)
+    up = up.to(dtype).to(tl.float32)
+    active = (gate * tl.sigmoid(gate)).to(dtype).to(tl.float32)
+    return (active * up).to(dtype)
+
+
+@triton.jit
 def _up_few(
     x_ptr,
     weight_ptr,
@@ -123,13 +142,9 @@ def _up_few(
             x = tl.trans(x)
             gate = tl.dot(w_gate, x, gate)
             up = tl.dot(w_up, x, up)
-    # Rounded where the definition rounds.
-    gate = gate.to(out_ptr.dtype.element_ty).to(tl.float32)
-    up = up.to(out_ptr.dtype.element_ty).to(tl.float32)
-    active = (gate * tl.sigmoid(gate)).to(out_ptr.dtype.element_ty).to(tl.float32)
     tl.store(
         out_ptr + slots.to(tl.int64)[None, :] * WIDTH + out_columns[:, None],
-        (active * up).to(out_ptr.dtype.element_ty),
+        _activated(gate, up, out_ptr.dtype.element_ty),
         mask=has_out[:, None] & has_slot[None, :],
     )
 
@@ -198,9 +213,83 @@ def _down_few(
 
 
 @triton.jit
-def _many(
+def _up_many(
     x_ptr,
     x_scale_ptr,
+    weight_ptr,
+    scale_ptr,
+    scale_row_ptr,
+    out_ptr,
+    tile_expert_ptr,
+    tile_first_ptr,
+    counts_ptr,
+    slots_ptr,
+    num_tokens,
+    num_scale_rows,
+    TOP_K: tl.constexpr,
+    SIZE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    IS_FP8: tl.constexpr,
+    IS_UNIFORM: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """`_up_few` for ROWS slots: x [N, SIZE] as FP8 codes with scales, or as it is.
+
+    IS_UNIFORM: the TILE gate rows have one scale row, and so have the up rows.
+    """
+    NUM_BLOCKS: tl.constexpr = (SIZE + _BLOCK - 1) // _BLOCK
+    expert, slots, has_slot = _tile_slots(
+        tl.program_id(1), counts_ptr, tile_expert_ptr, tile_first_ptr, counts_ptr, slots_ptr,
+        num_tokens, ROWS, True,
+    )  # fmt: skip
+    if expert < 0:
+        return
+    first_column = tl.program_id(0) * TILE
+    out_columns = first_column + tl.arange(0, TILE)
+    w_rows = tl.minimum(out_columns, WIDTH - 1)
+    columns = tl.arange(0, _BLOCK)
+    places = (slots // TOP_K).to(tl.int64)
+    inputs = x_ptr + places[:, None] * SIZE + columns[None, :]
+    own = weight_ptr + expert.to(tl.int64) * (2 * WIDTH * SIZE)
+    gates = own + w_rows[None, :] * SIZE + columns[:, None]
+    if IS_FP8:
+        x_scales = x_scale_ptr + places * NUM_BLOCKS
+        scales = scale_ptr + expert.to(tl.int64) * num_scale_rows * NUM_BLOCKS
+        scale_rows = first_column if IS_UNIFORM else w_rows
+        gate_scales = scales + tl.load(scale_row_ptr + scale_rows) * NUM_BLOCKS
+        up_scales = scales + tl.load(scale_row_ptr + WIDTH + scale_rows) * NUM_BLOCKS
+    gate = tl.zeros((ROWS, TILE), tl.float32)
+    up = tl.zeros((ROWS, TILE), tl.float32)
+    for block in range(NUM_BLOCKS):
+        if NUM_BLOCKS * _BLOCK == SIZE:
+            x = tl.load(inputs + block * _BLOCK)
+            w_gate = tl.load(gates + block * _BLOCK)
+            w_up = tl.load(gates + WIDTH * SIZE + block * _BLOCK)
+        else:
+            inside = columns + block * _BLOCK < SIZE
+            x = tl.load(inputs + block * _BLOCK, mask=inside[None, :], other=0.0)
+            w_gate = tl.load(gates + block * _BLOCK, mask=inside[:, None], other=0.0)
+            w_up = tl.load(gates + WIDTH * SIZE + block * _BLOCK, mask=inside[:, None], other=0.0)
+        if IS_FP8:
+            x_scale = tl.load(x_scales + block)
+            s_gate, s_up = tl.load(gate_scales + block), tl.load(up_scales + block)
+            gate += tl.dot(x, w_gate) * _outer(x_scale, s_gate, IS_UNIFORM)
+            up += tl.dot(x, w_up) * _outer(x_scale, s_up, IS_UNIFORM)
+        else:
+            gate = tl.dot(x, w_gate, gate)
+            up = tl.dot(x, w_up, up)
+    tl.store(
+        out_ptr + slots.to(tl.int64)[:, None] * WIDTH + out_columns[None, :],
+        _activated(gate, up, out_ptr.dtype.element_ty),
+        mask=has_slot[:, None] & (out_columns < WIDTH)[None, :],
+    )
+
+
+@triton.jit
+def _down_many(
+    h_ptr,
+    h_scale_ptr,
     weight_ptr,
     scale_ptr,
     scale_row_ptr,
@@ -212,67 +301,52 @@ def _many(
     slots_ptr,
     num_tokens,
     num_scale_rows,
-    SLOTS_PER_INPUT: tl.constexpr,
     SIZE: tl.constexpr,
     NUM_OUT: tl.constexpr,
     IS_FP8: tl.constexpr,
-    IS_UP: tl.constexpr,
+    IS_UNIFORM: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """A tile of ROWS slots by TILE rows of the expert's weight [E, rows, SIZE].
-
-    IS_UP: half of the rows are gates and half ups, of the same NUM_OUT columns of h.
-    """
+    """`_down_few` for ROWS slots: h [slots, SIZE] as FP8 codes with scales, or as it is."""
     NUM_BLOCKS: tl.constexpr = (SIZE + _BLOCK - 1) // _BLOCK
-    NUM_ROWS: tl.constexpr = 2 * NUM_OUT if IS_UP else NUM_OUT
-    WIDTH: tl.constexpr = TILE // 2 if IS_UP else TILE
     expert, slots, has_slot = _tile_slots(
         tl.program_id(1), counts_ptr, tile_expert_ptr, tile_first_ptr, counts_ptr, slots_ptr,
         num_tokens, ROWS, True,
     )  # fmt: skip
     if expert < 0:
         return
-    out_columns = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
-    row = tl.arange(0, TILE)
-    w_rows = tl.program_id(0) * WIDTH + row % WIDTH
-    has_row = w_rows < NUM_OUT
-    w_rows = tl.where(has_row, w_rows, 0) + row // WIDTH * NUM_OUT
+    first_column = tl.program_id(0) * TILE
+    out_columns = first_column + tl.arange(0, TILE)
+    w_rows = tl.minimum(out_columns, NUM_OUT - 1)
     columns = tl.arange(0, _BLOCK)
-    places = (slots // SLOTS_PER_INPUT).to(tl.int64)
-    inputs = x_ptr + places[:, None] * SIZE + columns[None, :]
-    own = weight_ptr + expert.to(tl.int64) * (NUM_ROWS * SIZE)
+    places = slots.to(tl.int64)
+    inputs = h_ptr + places[:, None] * SIZE + columns[None, :]
+    own = weight_ptr + expert.to(tl.int64) * (NUM_OUT * SIZE)
     weights = own + w_rows[None, :] * SIZE + columns[:, None]
     if IS_FP8:
-        x_scales = x_scale_ptr + places * NUM_BLOCKS
+        h_scales = h_scale_ptr + places * NUM_BLOCKS
         scales = scale_ptr + expert.to(tl.int64) * num_scale_rows * NUM_BLOCKS
-        scales += tl.load(scale_row_ptr + w_rows) * NUM_BLOCKS
+        scale_rows = first_column if IS_UNIFORM else w_rows
+        scales += tl.load(scale_row_ptr + scale_rows) * NUM_BLOCKS
     total = tl.zeros((ROWS, TILE), tl.float32)
     for block in range(NUM_BLOCKS):
         if NUM_BLOCKS * _BLOCK == SIZE:
-            x = tl.load(inputs + block * _BLOCK)
+            h = tl.load(inputs + block * _BLOCK)
             w = tl.load(weights + block * _BLOCK)
         else:
             inside = columns + block * _BLOCK < SIZE
-            x = tl.load(inputs + block * _BLOCK, mask=inside[None, :], other=0.0)
+            h = tl.load(inputs + block * _BLOCK, mask=inside[None, :], other=0.0)
             w = tl.load(weights + block * _BLOCK, mask=inside[:, None], other=0.0)
         if IS_FP8:
-            scale = tl.load(x_scales + block)[:, None] * tl.load(scales + block)[None, :]
-            total += tl.dot(x, w) * scale
+            scale = _outer(tl.load(h_scales + block), tl.load(scales + block), IS_UNIFORM)
+            total += tl.dot(h, w) * scale
         else:
-            total = tl.dot(x, w, total)
-    if IS_UP:
-        halves = tl.permute(tl.reshape(total, (ROWS, 2, WIDTH)), (0, 2, 1))
-        gate, up = tl.split(halves)
-        gate = gate.to(out_ptr.dtype.element_ty).to(tl.float32)
-        up = up.to(out_ptr.dtype.element_ty).to(tl.float32)
-        active = (gate * tl.sigmoid(gate)).to(out_ptr.dtype.element_ty).to(tl.float32)
-        result = active * up
-    else:
-        result = total * tl.load(share_ptr + slots, mask=has_slot, other=0.0)[:, None]
+            total = tl.dot(h, w, total)
+    share = tl.load(share_ptr + slots, mask=has_slot, other=0.0)
     tl.store(
-        out_ptr + slots.to(tl.int64)[:, None] * NUM_OUT + out_columns[None, :],
-        result.to(out_ptr.dtype.element_ty),
+        out_ptr + places[:, None] * NUM_OUT + out_columns[None, :],
+        (total * share[:, None]).to(out_ptr.dtype.element_ty),
         mask=has_slot[:, None] & (out_columns < NUM_OUT)[None, :],
     )
 
@@ -285,19 +359,24 @@ class _Pieces:
     scales: torch.Tensor
     scale_row: torch.Tensor
     is_fp8: bool
+    rows_per_scale: int
 
     @classmethod
     def of(cls, weight: Weight) -> _Pieces:
         if isinstance(weight, Fp8BlockWeight):
             assert weight.data.is_contiguous()
-            return cls(weight.data, weight.scales, weight.scale_row, True)
+            return cls(weight.data, weight.scales, weight.scale_row, True, weight.rows_per_scale)
         assert isinstance(weight, torch.Tensor)
         assert weight.is_contiguous()
-        return cls(weight, weight, weight, False)
+        return cls(weight, weight, weight, False, 1)
 
     @property
     def num_scale_rows(self) -> int:
         return self.scales.shape[1]
+
+    def is_uniform(self, tile: int) -> bool:
+        """Whether aligned tiles of so many rows of each half have one scale row."""
+        return self.rows_per_scale >= tile and self.data.shape[1] // 2 % tile == 0
 
 
 def experts(
@@ -353,18 +432,18 @@ def _many_tokens(
     h = torch.empty(chosen.numel(), width, dtype=x.dtype, device=x.device)
     out = torch.empty(num_tokens, top_k, size, dtype=x.dtype, device=x.device)
     values, scales = quantise_rows(x) if first.is_fp8 else (x, x)
-    _many[(triton.cdiv(2 * width, _MANY_TILE), tiles.num_tiles)](
-        values, scales, first.data, first.scales, first.scale_row, weights, h, *places,
-        num_tokens, first.num_scale_rows, SLOTS_PER_INPUT=top_k, SIZE=size, NUM_OUT=width,
-        IS_FP8=first.is_fp8, IS_UP=True, ROWS=_MANY_ROWS, TILE=_MANY_TILE, num_warps=4,
-        num_stages=4,
+    _up_many[(triton.cdiv(width, _MANY_TILE), tiles.num_tiles)](
+        values, scales, first.data, first.scales, first.scale_row, h, *places, num_tokens,
+        first.num_scale_rows, TOP_K=top_k, SIZE=size, WIDTH=width, IS_FP8=first.is_fp8,
+        IS_UNIFORM=first.is_uniform(_MANY_TILE), ROWS=_MANY_ROWS, TILE=_MANY_TILE, num_warps=4,
+        num_stages=3,
     )  # fmt: skip
     values, scales = quantise_rows(h) if second.is_fp8 else (h, h)
-    _many[(triton.cdiv(size, _MANY_TILE), tiles.num_tiles)](
+    _down_many[(triton.cdiv(size, _MANY_TILE), tiles.num_tiles)](
         values, scales, second.data, second.scales, second.scale_row, weights, out, *places,
-        num_tokens, second.num_scale_rows, SLOTS_PER_INPUT=1, SIZE=width, NUM_OUT=size,
-        IS_FP8=second.is_fp8, IS_UP=False, ROWS=_MANY_ROWS, TILE=_MANY_TILE, num_warps=4,
-        num_stages=4,
+        num_tokens, second.num_scale_rows, SIZE=width, NUM_OUT=size, IS_FP8=second.is_fp8,
+        IS_UNIFORM=second.is_uniform(_MANY_TILE), ROWS=_MANY_ROWS, TILE=_MANY_TILE, num_warps=4,
+        num_stages=3,
     )  # fmt: skip
     return out
 

@@ -12,7 +12,9 @@ from mimo_engine.kernels.op import Arguments, Case, Op, Work
 __all__ = ["OP"]
 
 
-def _make(num_rows: int, size: int, num_parts: int, strided: bool, device: torch.device) -> Arguments:
+def _make(
+    num_rows: int, size: int, num_parts: int, strided: bool, device: torch.device
+) -> Arguments:
     x = torch.randn(num_rows, size, device=device).bfloat16()
     parts = None
     if num_parts:

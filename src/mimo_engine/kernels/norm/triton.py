@@ -38,9 +38,7 @@ def _add_rms_norm(
     weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(x * x, axis=0) / SIZE + eps)
     normed = x * scale * weight
-    tl.store(
-        normed_ptr + row * SIZE + columns, normed.to(normed_ptr.dtype.element_ty), mask=inside
-    )
+    tl.store(normed_ptr + row * SIZE + columns, normed.to(normed_ptr.dtype.element_ty), mask=inside)
 
 
 def add_rms_norm(

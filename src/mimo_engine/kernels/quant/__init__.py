@@ -31,6 +31,7 @@ from mimo_engine.kernels.quant.weights import (
     QuantisedWeight,
     Weight,
     materialise,
+    rows_per_scale,
 )
 
 __all__ = [
@@ -49,4 +50,5 @@ __all__ = [
     "materialise",
     "quantise_rows",
     "rounded_to_fp8",
+    "rows_per_scale",
 ]

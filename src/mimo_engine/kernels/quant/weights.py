@@ -8,7 +8,14 @@ import torch
 
 from mimo_engine.kernels.quant.reference import FP8_BLOCK, MXFP4_GROUP, decode_fp8, decode_mxfp4
 
-__all__ = ["Fp8BlockWeight", "Mxfp4Weight", "QuantisedWeight", "Weight", "materialise"]
+__all__ = [
+    "Fp8BlockWeight",
+    "Mxfp4Weight",
+    "QuantisedWeight",
+    "Weight",
+    "materialise",
+    "rows_per_scale",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +31,9 @@ class Fp8BlockWeight:
     """float32, [..., S, ceil(K / 128)]: a multiplier, in spite of the file's `scale_inv`."""
     scale_row: torch.Tensor
     """int32 [N], shared by all E: the scale row of each row."""
+    rows_per_scale: int = 1
+    """A power of two up to 128: aligned tiles of so many rows lie under one scale row, which saves
+    a kernel work (`rows_per_scale` finds it). 1 is true of every weight."""
 
     def __post_init__(self) -> None:
         *batch, num_rows, num_columns = self.data.shape
@@ -46,7 +56,10 @@ class Fp8BlockWeight:
         """One of the stacked weights."""
         assert self.data.dim() == 3
         return Fp8BlockWeight(
-            data=self.data[expert], scales=self.scales[expert], scale_row=self.scale_row
+            data=self.data[expert],
+            scales=self.scales[expert],
+            scale_row=self.scale_row,
+            rows_per_scale=self.rows_per_scale,
         )
 
     def decode(self, dtype: torch.dtype) -> torch.Tensor:
@@ -60,6 +73,7 @@ class Fp8BlockWeight:
             data=self.data.to(device),
             scales=self.scales.to(device),
             scale_row=self.scale_row.to(device),
+            rows_per_scale=self.rows_per_scale,
         )
 
 
@@ -98,6 +112,19 @@ class Mxfp4Weight:
 
     def to(self, device: torch.device | str) -> Mxfp4Weight:
         return Mxfp4Weight(packed=self.packed.to(device), scales=self.scales.to(device))
+
+
+def rows_per_scale(scale_row: torch.Tensor) -> int:
+    """The largest power of two up to 128, such that aligned tiles of so many rows have one scale
+    row; the last tile may be cut. scale_row: int32 [N]."""
+    size = FP8_BLOCK
+    while size > 1:
+        padding = -len(scale_row) % size
+        tiles = torch.cat((scale_row, scale_row[-1:].expand(padding))).view(-1, size)
+        if bool((tiles == tiles[:, :1]).all()):
+            break
+        size //= 2
+    return size
 
 
 QuantisedWeight = Fp8BlockWeight | Mxfp4Weight

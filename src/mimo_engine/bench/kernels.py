@@ -1,0 +1,153 @@
+"""Every operator on this GPU: time, and the share of what the hardware allows.
+
+Each case is first compared with its reference. Then calls on enough different arguments to defeat
+the cache are captured in one graph, so that neither Python nor launches are timed. The limit is the
+larger of two times: the bytes that have to move over the rate of a measured copy, and the products
+over the rate of a measured matrix product.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+from mimo_engine.bench.record import append_result
+from mimo_engine.kernels.cases import OPS
+from mimo_engine.kernels.op import Case, Op, relative_error
+
+__all__ = ["Ceilings", "graph_seconds", "main", "measure_ceilings"]
+
+_CACHE_BYTES = 2**28
+"""Arguments are rotated until the calls together touch so many: several times the cache."""
+_MAX_COPIES = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ceilings:
+    """What this card was measured to do."""
+
+    copy_bytes_per_s: float
+    """Read and written."""
+    bf16_flops: float
+    fp8_flops: float
+
+
+def graph_seconds(calls: Sequence[Callable[[], object]], *, num_rounds: int = 11) -> float:
+    """Of one call: the calls are captured in a graph, in order; the median of its replays."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        calls[0]()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    kept = []
+    with torch.cuda.graph(graph):
+        for call in calls:
+            kept.append(call())
+    for _ in range(3):
+        graph.replay()
+    times = []
+    for _ in range(num_rounds):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3 / len(calls))
+    return median(times)
+
+
+def measure_ceilings() -> Ceilings:
+    """On random data; some seconds."""
+    source = torch.randn(2**30, device="cuda").bfloat16()
+    target = torch.empty_like(source)
+    copy = graph_seconds([lambda: target.copy_(source)] * 4)
+    copied = 2 * source.nbytes / copy
+    size = 8192
+    a, b = (torch.randn(size, size, device="cuda").bfloat16() for _ in range(2))
+    bf16 = graph_seconds([lambda: a @ b] * 4)
+    a8, b8 = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).t()
+    one = torch.ones((), device="cuda")
+    fp8 = graph_seconds([lambda: torch._scaled_mm(a8, b8, one, one, out_dtype=torch.bfloat16)] * 4)
+    return Ceilings(
+        copy_bytes_per_s=copied, bf16_flops=2 * size**3 / bf16, fp8_flops=2 * size**3 / fp8
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Of one case."""
+
+    seconds: float
+    limit_s: float
+    error: float
+
+    @property
+    def share(self) -> float:
+        return self.limit_s / self.seconds
+
+
+def time_case(op: Op, case: Case, ceilings: Ceilings) -> Timing:
+    """Raises AssertionError where the result is not the reference's."""
+    assert case.work is not None
+    torch.manual_seed(0)
+    first = case.make(torch.device("cuda"))
+    pairs = zip(op.triton(**first), op.reference(**first), strict=True)
+    error = max(relative_error(mine, wanted) for mine, wanted in pairs)
+    assert error <= op.tolerance, f"{op.name}: {case.name}: error {error:.2e}"
+    work = case.work(first)
+    num_sets = min(_MAX_COPIES, max(1, _CACHE_BYTES // work.num_bytes))
+    sets = [first, *(case.make(torch.device("cuda")) for _ in range(num_sets - 1))]
+    num_calls = max(len(sets), 4)
+    arguments = [sets[i % len(sets)] for i in range(num_calls)]
+    seconds = graph_seconds([lambda own=own: op.triton(**own) for own in arguments])
+    rate = ceilings.fp8_flops if work.is_fp8 else ceilings.bf16_flops
+    limit = max(work.num_bytes / ceilings.copy_bytes_per_s, work.num_flops / rate)
+    return Timing(seconds, limit, error)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table and append one JSON line."""
+    parser = argparse.ArgumentParser(prog="python -m mimo_engine.bench kernels")
+    parser.add_argument("part", nargs="*", help="of the names of operators and cases")
+    options = parser.parse_args(arguments)
+    ceilings = measure_ceilings()
+    print(
+        f"{torch.cuda.get_device_name()}: copy {ceilings.copy_bytes_per_s / 1e12:.2f} TB/s, "
+        f"bf16 {ceilings.bf16_flops / 1e12:.0f}, fp8 {ceilings.fp8_flops / 1e12:.0f} TFLOP/s"
+    )
+    print(f"{'operator':<48}{'us':>10}{'limit':>10}{'share':>8}{'error':>10}")
+    results = {}
+    for op in OPS:
+        for case in op.cases:
+            name = f"{op.name}: {case.name}"
+            if case.work is None or not all(part in name for part in options.part):
+                continue
+            timing = time_case(op, case, ceilings)
+            torch.cuda.empty_cache()
+            print(
+                f"{name:<48}{timing.seconds * 1e6:>10.1f}{timing.limit_s * 1e6:>10.1f}"
+                f"{timing.share:>8.0%}{timing.error:>10.1e}",
+                flush=True,
+            )
+            results[name] = {
+                "us": round(timing.seconds * 1e6, 2),
+                "share_of_limit": round(timing.share, 4),
+            }
+    ceiling = {
+        "copy_TB_per_s": round(ceilings.copy_bytes_per_s / 1e12, 3),
+        "bf16_TFLOP_per_s": round(ceilings.bf16_flops / 1e12, 1),
+        "fp8_TFLOP_per_s": round(ceilings.fp8_flops / 1e12, 1),
+    }
+    append_result(
+        "kernels",
+        {"device": torch.cuda.get_device_name(), "ceilings": ceiling, "operators": results},
+    )
+
+
+if __name__ == "__main__":
+    main()
