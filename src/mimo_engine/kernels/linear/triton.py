@@ -253,7 +253,7 @@ def _many_fp8(x: torch.Tensor, weight: Weight) -> torch.Tensor:
         IS_UNIFORM=weight.rows_per_scale >= tile,
         ROWS=rows,
         TILE=tile,
-        GROUP=8,
+        GROUP=16,
         num_warps=8,
         num_stages=4,
     )

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from mimo_engine.kernels.linear.cases import random_fp8
-from mimo_engine.kernels.moe import reference, triton
+from mimo_engine.kernels.moe import reference, router, triton
 from mimo_engine.kernels.op import Arguments, Case, Op, Work
 from mimo_engine.kernels.quant import Fp8BlockWeight
 
@@ -52,6 +52,37 @@ def _work(arguments: Arguments) -> Work:
     )
 
 
+def _make_routing(
+    num_tokens: int,
+    num_experts: int,
+    size: int,
+    top_k: int,
+    normalises: bool,
+    device: torch.device,
+) -> Arguments:
+    return {
+        "x": torch.randn(num_tokens, size, device=device).bfloat16(),
+        "weight": torch.randn(num_experts, size, device=device) * size**-0.5,
+        "bias": 0.1 * torch.randn(num_experts, device=device),
+        "top_k": top_k,
+        "norm_topk_prob": normalises,
+        "scaling_factor": 1.0 if normalises else 2.5,
+    }
+
+
+def _routing(num_tokens: int, num_experts: int, size: int, top_k: int, normalises: bool) -> Case:
+    def work(arguments: Arguments) -> Work:
+        x, weight = arguments["x"], arguments["weight"]
+        return Work(num_bytes=x.nbytes + weight.nbytes + 8 * top_k * num_tokens)
+
+    return Case(
+        name=f"{num_tokens} tokens, {num_experts} experts of {size}",
+        make=partial(_make_routing, num_tokens, num_experts, size, top_k, normalises),
+        work=work if size == 4096 else None,
+        is_small=size < 4096,
+    )
+
+
 def _case(num_tokens: int, shape: Sequence[int], top_k: int, is_fp8: bool) -> Case:
     is_small = shape[0] < 32
     return Case(
@@ -66,6 +97,20 @@ _SMALL = (5, 128, 72)
 _REAL = (256, 4096, 2048)
 
 OPS = (
+    Op(
+        name="route",
+        reference=lambda **named: _scattered(*reference.route(**named), named["weight"]),
+        triton=lambda **named: _scattered(*router.route(**named), named["weight"]),
+        cases=(
+            _routing(1, 12, 64, 3, True),
+            _routing(3, 256, 200, 8, True),
+            _routing(21, 24, 192, 8, False),
+            _routing(300, 16, 64, 2, True),
+            *(_routing(count, 256, 4096, 8, True) for count in (1, 4, 8, 32, 128, 4096)),
+        ),
+        # fp32 throughout; a tie of two experts would show as a large error, and is rare.
+        tolerance=1e-4,
+    ),
     Op(
         name="experts",
         reference=lambda **named: _summed(reference.experts(**named)),
@@ -88,3 +133,11 @@ OPS = (
 
 def _summed(parts: torch.Tensor) -> tuple[torch.Tensor]:
     return (parts.float().sum(dim=1).bfloat16(),)
+
+
+def _scattered(
+    chosen: torch.Tensor, weights: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor]:
+    """[N, E] weights: the order of a token's experts does not count."""
+    dense = weights.new_zeros(len(chosen), len(weight))
+    return (dense.scatter_(1, chosen.long(), weights),)
