@@ -14,6 +14,6 @@ as `linear_parts` does. The inner activation is rounded to x's dtype, and meets 
 like x itself (quant/activations.py).
 """
 
-from mimo_engine.kernels.moe.reference import experts, route, swiglu
+from mimo_engine.kernels.moe.reference import experts, route
 
-__all__ = ["experts", "route", "swiglu"]
+__all__ = ["experts", "route"]

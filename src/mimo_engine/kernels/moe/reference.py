@@ -5,16 +5,11 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from mimo_engine.kernels.activation import swiglu
 from mimo_engine.kernels.linear import linear
 from mimo_engine.kernels.quant import Weight
 
-__all__ = ["experts", "route", "swiglu"]
-
-
-def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up, unclamped; gate_up [..., 2 * I] holds gate first. Returns [..., I]."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
+__all__ = ["experts", "route"]
 
 
 def route(

@@ -14,8 +14,10 @@ import torch
 import triton
 import triton.language as tl
 
+from mimo_engine.kernels.activation.triton import activated
 from mimo_engine.kernels.linear.triton import quantise_rows
 from mimo_engine.kernels.moe.groups import Tiles, make_tiles
+from mimo_engine.kernels.moe.many import down_many, up_many
 from mimo_engine.kernels.quant import FP8_BLOCK, Fp8BlockWeight, Weight
 from mimo_engine.kernels.quant.triton import quantised
 
@@ -25,8 +27,8 @@ _BLOCK = tl.constexpr(FP8_BLOCK)
 _MAX_UNGROUPED_TOKENS = 4
 _MAX_FEW_TOKENS = 256
 """About as many as give an expert eight tokens: beyond, tiles of 64 tokens are filled."""
-_FEW_ROWS, _MANY_ROWS = 16, 64
-_FEW_TILE, _MANY_TILE = 64, 128
+_FEW_ROWS, _MANY_ROWS = 16, 128
+_FEW_TILE, _DOWN_TILE = 64, 128
 
 
 @triton.jit
@@ -54,25 +56,6 @@ def _tile_slots(
         has_slot = places < 1
         slots = tl.where(has_slot, tile, 0)
     return expert, slots, has_slot
-
-
-@triton.jit
-def _outer(x_scale, w_scale, IS_UNIFORM: tl.constexpr):
-    """What a tile of products is multiplied with; w_scale is a scalar if IS_UNIFORM."""
-    if IS_UNIFORM:
-        scale = (x_scale * w_scale)[:, None]
-    else:
-        scale = x_scale[:, None] * w_scale[None, :]
-    return scale
-
-
-@triton.jit
-def _activated(gate, up, dtype: tl.constexpr):
-    """silu(gate) * up, rounded where the definition rounds."""
-    gate = gate.to(dtype).to(tl.float32)
-    up = up.to(dtype).to(tl.float32)
-    active = (gate * tl.sigmoid(gate)).to(dtype).to(tl.float32)
-    return (active * up).to(dtype)
 
 
 @triton.jit
@@ -144,7 +127,7 @@ def _up_few(
             up = tl.dot(w_up, x, up)
     tl.store(
         out_ptr + slots.to(tl.int64)[None, :] * WIDTH + out_columns[:, None],
-        _activated(gate, up, out_ptr.dtype.element_ty),
+        activated(gate, up, out_ptr.dtype.element_ty),
         mask=has_out[:, None] & has_slot[None, :],
     )
 
@@ -212,145 +195,6 @@ def _down_few(
     )
 
 
-@triton.jit
-def _up_many(
-    x_ptr,
-    x_scale_ptr,
-    weight_ptr,
-    scale_ptr,
-    scale_row_ptr,
-    out_ptr,
-    tile_expert_ptr,
-    tile_first_ptr,
-    counts_ptr,
-    slots_ptr,
-    num_tokens,
-    num_scale_rows,
-    TOP_K: tl.constexpr,
-    SIZE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    IS_FP8: tl.constexpr,
-    IS_UNIFORM: tl.constexpr,
-    ROWS: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    """`_up_few` for ROWS slots: x [N, SIZE] as FP8 codes with scales, or as it is.
-
-    IS_UNIFORM: the TILE gate rows have one scale row, and so have the up rows.
-    """
-    NUM_BLOCKS: tl.constexpr = (SIZE + _BLOCK - 1) // _BLOCK
-    expert, slots, has_slot = _tile_slots(
-        tl.program_id(1), counts_ptr, tile_expert_ptr, tile_first_ptr, counts_ptr, slots_ptr,
-        num_tokens, ROWS, True,
-    )  # fmt: skip
-    if expert < 0:
-        return
-    first_column = tl.program_id(0) * TILE
-    out_columns = first_column + tl.arange(0, TILE)
-    w_rows = tl.minimum(out_columns, WIDTH - 1)
-    columns = tl.arange(0, _BLOCK)
-    places = (slots // TOP_K).to(tl.int64)
-    inputs = x_ptr + places[:, None] * SIZE + columns[None, :]
-    own = weight_ptr + expert.to(tl.int64) * (2 * WIDTH * SIZE)
-    gates = own + w_rows[None, :] * SIZE + columns[:, None]
-    if IS_FP8:
-        x_scales = x_scale_ptr + places * NUM_BLOCKS
-        scales = scale_ptr + expert.to(tl.int64) * num_scale_rows * NUM_BLOCKS
-        scale_rows = first_column if IS_UNIFORM else w_rows
-        gate_scales = scales + tl.load(scale_row_ptr + scale_rows) * NUM_BLOCKS
-        up_scales = scales + tl.load(scale_row_ptr + WIDTH + scale_rows) * NUM_BLOCKS
-    gate = tl.zeros((ROWS, TILE), tl.float32)
-    up = tl.zeros((ROWS, TILE), tl.float32)
-    for block in range(NUM_BLOCKS):
-        if NUM_BLOCKS * _BLOCK == SIZE:
-            x = tl.load(inputs + block * _BLOCK)
-            w_gate = tl.load(gates + block * _BLOCK)
-            w_up = tl.load(gates + WIDTH * SIZE + block * _BLOCK)
-        else:
-            inside = columns + block * _BLOCK < SIZE
-            x = tl.load(inputs + block * _BLOCK, mask=inside[None, :], other=0.0)
-            w_gate = tl.load(gates + block * _BLOCK, mask=inside[:, None], other=0.0)
-            w_up = tl.load(gates + WIDTH * SIZE + block * _BLOCK, mask=inside[:, None], other=0.0)
-        if IS_FP8:
-            x_scale = tl.load(x_scales + block)
-            s_gate, s_up = tl.load(gate_scales + block), tl.load(up_scales + block)
-            gate += tl.dot(x, w_gate) * _outer(x_scale, s_gate, IS_UNIFORM)
-            up += tl.dot(x, w_up) * _outer(x_scale, s_up, IS_UNIFORM)
-        else:
-            gate = tl.dot(x, w_gate, gate)
-            up = tl.dot(x, w_up, up)
-    tl.store(
-        out_ptr + slots.to(tl.int64)[:, None] * WIDTH + out_columns[None, :],
-        _activated(gate, up, out_ptr.dtype.element_ty),
-        mask=has_slot[:, None] & (out_columns < WIDTH)[None, :],
-    )
-
-
-@triton.jit
-def _down_many(
-    h_ptr,
-    h_scale_ptr,
-    weight_ptr,
-    scale_ptr,
-    scale_row_ptr,
-    share_ptr,
-    out_ptr,
-    tile_expert_ptr,
-    tile_first_ptr,
-    counts_ptr,
-    slots_ptr,
-    num_tokens,
-    num_scale_rows,
-    SIZE: tl.constexpr,
-    NUM_OUT: tl.constexpr,
-    IS_FP8: tl.constexpr,
-    IS_UNIFORM: tl.constexpr,
-    ROWS: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    """`_down_few` for ROWS slots: h [slots, SIZE] as FP8 codes with scales, or as it is."""
-    NUM_BLOCKS: tl.constexpr = (SIZE + _BLOCK - 1) // _BLOCK
-    expert, slots, has_slot = _tile_slots(
-        tl.program_id(1), counts_ptr, tile_expert_ptr, tile_first_ptr, counts_ptr, slots_ptr,
-        num_tokens, ROWS, True,
-    )  # fmt: skip
-    if expert < 0:
-        return
-    first_column = tl.program_id(0) * TILE
-    out_columns = first_column + tl.arange(0, TILE)
-    w_rows = tl.minimum(out_columns, NUM_OUT - 1)
-    columns = tl.arange(0, _BLOCK)
-    places = slots.to(tl.int64)
-    inputs = h_ptr + places[:, None] * SIZE + columns[None, :]
-    own = weight_ptr + expert.to(tl.int64) * (NUM_OUT * SIZE)
-    weights = own + w_rows[None, :] * SIZE + columns[:, None]
-    if IS_FP8:
-        h_scales = h_scale_ptr + places * NUM_BLOCKS
-        scales = scale_ptr + expert.to(tl.int64) * num_scale_rows * NUM_BLOCKS
-        scale_rows = first_column if IS_UNIFORM else w_rows
-        scales += tl.load(scale_row_ptr + scale_rows) * NUM_BLOCKS
-    total = tl.zeros((ROWS, TILE), tl.float32)
-    for block in range(NUM_BLOCKS):
-        if NUM_BLOCKS * _BLOCK == SIZE:
-            h = tl.load(inputs + block * _BLOCK)
-            w = tl.load(weights + block * _BLOCK)
-        else:
-            inside = columns + block * _BLOCK < SIZE
-            h = tl.load(inputs + block * _BLOCK, mask=inside[None, :], other=0.0)
-            w = tl.load(weights + block * _BLOCK, mask=inside[:, None], other=0.0)
-        if IS_FP8:
-            scale = _outer(tl.load(h_scales + block), tl.load(scales + block), IS_UNIFORM)
-            total += tl.dot(h, w) * scale
-        else:
-            total = tl.dot(h, w, total)
-    share = tl.load(share_ptr + slots, mask=has_slot, other=0.0)
-    tl.store(
-        out_ptr + places[:, None] * NUM_OUT + out_columns[None, :],
-        (total * share[:, None]).to(out_ptr.dtype.element_ty),
-        mask=has_slot[:, None] & (out_columns < NUM_OUT)[None, :],
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class _Pieces:
     """Of stacked weights [E, rows, columns]; scales of plain ones are not read."""
@@ -374,9 +218,9 @@ class _Pieces:
     def num_scale_rows(self) -> int:
         return self.scales.shape[1]
 
-    def is_uniform(self, tile: int) -> bool:
-        """Whether aligned tiles of so many rows of each half have one scale row."""
-        return self.rows_per_scale >= tile and self.data.shape[1] // 2 % tile == 0
+    def is_uniform(self, tile: int, num_pieces: int) -> bool:
+        """Whether aligned tiles of so many rows of each of equal pieces have one scale row."""
+        return self.rows_per_scale >= tile and self.data.shape[1] // num_pieces % tile == 0
 
 
 def experts(
@@ -427,23 +271,28 @@ def _many_tokens(
     num_tokens, size = x.shape
     num_experts, num_rows, _ = first.data.shape
     width, top_k = num_rows // 2, chosen.shape[1]
+    assert first.is_fp8 == second.is_fp8
     tiles = make_tiles(chosen, num_experts, _MANY_ROWS)
     places = (tiles.expert, tiles.first, tiles.counts, tiles.slots)
-    h = torch.empty(chosen.numel(), width, dtype=x.dtype, device=x.device)
     out = torch.empty(num_tokens, top_k, size, dtype=x.dtype, device=x.device)
-    values, scales = quantise_rows(x) if first.is_fp8 else (x, x)
-    _up_many[(triton.cdiv(width, _MANY_TILE), tiles.num_tiles)](
-        values, scales, first.data, first.scales, first.scale_row, h, *places, num_tokens,
-        first.num_scale_rows, TOP_K=top_k, SIZE=size, WIDTH=width, IS_FP8=first.is_fp8,
-        IS_UNIFORM=first.is_uniform(_MANY_TILE), ROWS=_MANY_ROWS, TILE=_MANY_TILE, num_warps=4,
-        num_stages=3,
+    h = h_scales = torch.empty(chosen.numel(), width, dtype=x.dtype, device=x.device)
+    values, scales = x, x
+    if first.is_fp8:
+        values, scales = quantise_rows(x)
+        h = torch.empty(chosen.numel(), width, dtype=values.dtype, device=x.device)
+        num_blocks = triton.cdiv(width, FP8_BLOCK)
+        h_scales = torch.empty(chosen.numel(), num_blocks, dtype=torch.float32, device=x.device)
+    up_many[(triton.cdiv(width, FP8_BLOCK), tiles.num_tiles)](
+        values, scales, first.data, first.scales, first.scale_row, h, h_scales, *places,
+        num_tokens, first.num_scale_rows, TOP_K=top_k, SIZE=size, WIDTH=width,
+        IS_FP8=first.is_fp8, IS_UNIFORM=first.is_uniform(FP8_BLOCK, 2), ROWS=_MANY_ROWS,
+        TILE=FP8_BLOCK, num_warps=8, num_stages=3,
     )  # fmt: skip
-    values, scales = quantise_rows(h) if second.is_fp8 else (h, h)
-    _down_many[(triton.cdiv(size, _MANY_TILE), tiles.num_tiles)](
-        values, scales, second.data, second.scales, second.scale_row, weights, out, *places,
+    down_many[(triton.cdiv(size, _DOWN_TILE), tiles.num_tiles)](
+        h, h_scales, second.data, second.scales, second.scale_row, weights, out, *places,
         num_tokens, second.num_scale_rows, SIZE=width, NUM_OUT=size, IS_FP8=second.is_fp8,
-        IS_UNIFORM=second.is_uniform(_MANY_TILE), ROWS=_MANY_ROWS, TILE=_MANY_TILE, num_warps=4,
-        num_stages=3,
+        IS_UNIFORM=second.is_uniform(_DOWN_TILE, 1), ROWS=_MANY_ROWS, TILE=_DOWN_TILE,
+        num_warps=8, num_stages=3,
     )  # fmt: skip
     return out
 
