@@ -10,8 +10,13 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from mimo_engine.kernels import segment_attention as kernel
-from mimo_engine.kernels.segment_attention import segment_attention, segment_attention_reference
+from mimo_engine.kernels.segment_attention import (
+    SegmentPlan,
+    reference,
+    segment_attention,
+    segment_attention_reference,
+)
+from mimo_engine.kernels.segment_attention.plan import TILE_ROWS
 
 VISION, AUDIO, CAUSAL, FULL = (64, 64), (128, 0), (None, 0), (None, None)
 BLOCK = 64
@@ -181,7 +186,7 @@ def test_large_logits_and_sinks_do_not_overflow():
 @pytest.mark.parametrize("max_elements", [1, 3000, 40_000])
 def test_blocks_bounded_by_memory_change_nothing(bounds, max_elements, monkeypatch):
     lengths = [150, 20, 20, 20]
-    monkeypatch.setattr(kernel, "_MAX_SCORE_ELEMENTS", max_elements)
+    monkeypatch.setattr(reference, "_MAX_SCORE_ELEMENTS", max_elements)
     q, k, v, sinks = make(sum(lengths))
     assert_equals_reference(
         q, k, v, lengths, left=bounds[0], right=bounds[1], sinks=sinks, softmax_scale=0.25
@@ -261,3 +266,33 @@ def test_full_attention_with_sinks_holds_a_bounded_number_of_scores():
             q, k, v, [num_rows], left=None, right=None, sinks=sinks, softmax_scale=0.1
         )
     assert tensors.num_elements <= num_rows * 32 * 64
+
+
+@given(
+    lengths=st.lists(st.integers(0, 300), max_size=6),
+    heads=st.sampled_from([(1, 1), (32, 8), (6, 2), (40, 1)]),
+)
+def test_a_plan_is_the_lengths_and_has_each_query_in_one_tile(lengths, heads):
+    num_heads, num_kv_heads = heads
+    plan = SegmentPlan.of(lengths, num_heads=num_heads, num_kv_heads=num_kv_heads, device="cpu")
+    assert list(plan) == lengths
+    assert (len(plan), sum(plan)) == (len(lengths), sum(lengths))
+    num_queries = TILE_ROWS // plan.packed_heads
+    rows = []
+    for start, length, first in plan.tiles.tolist():
+        assert first < length
+        rows += range(start + first, start + min(first + num_queries, length))
+    assert sorted(rows) == list(range(sum(lengths)))
+    assert plan.tiles.dtype == torch.int32
+
+
+def test_a_plan_is_taken_where_lengths_are():
+    lengths = [30, 30, 7]
+    q, k, v, _ = make(67)
+    plan = SegmentPlan.of(lengths, num_heads=4, num_kv_heads=2, device="cpu")
+    for attend in (segment_attention, segment_attention_reference):
+        got, expected = (
+            attend(q, k, v, segments, left=3, right=0, softmax_scale=0.25)
+            for segments in (plan, lengths)
+        )
+        assert got.equal(expected)

@@ -1,14 +1,9 @@
-"""Attention inside segments laid end to end, full or within a window: what both towers compute.
+"""The torch form, and the dense definition that it is tested against.
 
-A frame of the vision tower is a segment, and so is a stretch of sound. For a query i of a segment
-and its visible keys j, i - left <= j <= i + right:
-
-    s_j = softmax_scale * q_i . k_j        out_i = sum_j exp(s_j) v_j / (sum_j exp(s_j) + E)
-
-E is exp(sink) in mode "extra_column" and 0 otherwise; in mode "key0" the sink is added to s_0.
-Sums are fp32. Time and memory of a windowed call are linear in the number of rows: queries go in
-blocks, each against the keys that some query of the block can see. A full call takes time quadratic
-in the length of a segment and bounded memory. No call waits for the device.
+Time and memory of a windowed call are linear in the number of rows: queries go in blocks, each
+against the keys that some query of the block can see. A full call takes time quadratic in the
+length of a segment and bounded memory. Where there is no window and no sink, torch's fused kernels
+do it.
 """
 
 from __future__ import annotations
@@ -48,14 +43,7 @@ def segment_attention(
     sink_mode: SinkMode = "extra_column",
     softmax_scale: float,
 ) -> torch.Tensor:
-    """q [N, Hq, D]; k and v [N, Hkv, D], Hq a multiple of Hkv; query head h reads KV head
-    h // (Hq / Hkv). Returns [N, Hq, D] in q's dtype.
-
-    lengths: rows of each segment, N in all; a segment sees itself alone. Query i sees the keys
-    i - left ... i + right of its segment, both included; None is no bound, so (None, 0) is causal
-    and (None, None) full. sinks [Hq] are logits, not scaled; see `sink_mode` above, in which a key
-    0 outside the window receives nothing. Differentiable in q, k, v and sinks.
-    """
+    """See the package. Differentiable in q, k, v and sinks."""
     assert sum(lengths) == q.shape[0], (sum(lengths), q.shape)
     assert all(bound is None or bound >= 0 for bound in (left, right)), (left, right)
     scoring = _Scoring.of(sinks, sink_mode, softmax_scale, q, k)
