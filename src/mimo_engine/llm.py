@@ -27,6 +27,7 @@ from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.config.engine import (
     CacheConfig,
     EngineConfig,
+    KernelChoice,
     ModelSettings,
     ParallelConfig,
     SchedulerConfig,
@@ -95,6 +96,7 @@ class LLM:
         *,
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         device: str = "auto",
+        kernels: KernelChoice = "auto",
         settings: ModelSettings | None = None,
         cache: CacheConfig | None = None,
         scheduler: SchedulerConfig | None = None,
@@ -113,6 +115,7 @@ class LLM:
             model=str(resolve_model(model)),
             dtype=dtype,
             device=device,
+            kernels=kernels,
             settings=settings or ModelSettings(),
             cache=cache or CacheConfig(),
             scheduler=scheduler or SchedulerConfig(),

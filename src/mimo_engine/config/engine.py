@@ -16,6 +16,7 @@ from mimo_engine.errors import ConfigError
 __all__ = [
     "CacheConfig",
     "EngineConfig",
+    "KernelChoice",
     "ModelSettings",
     "ParallelConfig",
     "SchedulerConfig",
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 GIB = 1024**3
+KernelChoice = Literal["auto", "reference", "triton"]
 CPU_KV_BYTES = GIB
 """Of K and V on a CPU, where nobody says how much."""
 
@@ -182,6 +184,9 @@ class EngineConfig:
     """Type of activations, cache and decoded weights. auto: bfloat16 on a GPU, float32 on a CPU."""
     device: str = "auto"
     """cpu, cuda, or cuda:N. auto: cuda when there is one."""
+    kernels: KernelChoice = "auto"
+    """What computes the operators: triton, or plain torch (reference). auto: triton for bfloat16 on
+    a GPU, reference elsewhere."""
     settings: ModelSettings = field(default_factory=ModelSettings)
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)

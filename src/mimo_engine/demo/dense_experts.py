@@ -3,7 +3,7 @@
     h[n, e] = weights[n, e] * swiglu(gate_up_e x[n]),   weights 0 where e was not chosen
     y[n]    = sum over e of down_e h[n, e]
 
-It is `kernels/moe.py` with the weight inside the last product, which is linear: the same sum in
+It is `kernels/moe` with the weight inside the last product, which is linear: the same sum in
 another order, and a test says so. With 8 experts of width 96 two large products are far cheaper
 than sorting rows, and nothing waits for the device.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mimo_engine.kernels.moe import swiglu
+from mimo_engine.kernels.activation import swiglu
 from mimo_engine.layers.mlp import MoeMlp
 from mimo_engine.model.text import DecoderLayer, TextModel
 
@@ -67,7 +67,7 @@ class DenseExperts(nn.Module):
         self._load = load
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, H] -> [N, H]."""
+        """[N, H] -> [N, 1, H]."""
         with torch.autocast(x.device.type, enabled=False):
             chosen, weights = self.gate(x)
         if self.training:
@@ -78,7 +78,7 @@ class DenseExperts(nn.Module):
         share = weights.new_zeros(x.shape[0], gate_up.shape[0]).scatter(1, chosen, weights)
         inner = swiglu(F.linear(x, gate_up.flatten(0, 1)).unflatten(1, (gate_up.shape[0], -1)))
         inner = inner * share[:, :, None].to(inner.dtype)
-        return F.linear(inner.flatten(1), down.transpose(0, 1).flatten(1))
+        return F.linear(inner.flatten(1), down.transpose(0, 1).flatten(1))[:, None]
 
 
 def use_dense_experts(model: TextModel) -> ExpertLoad:

@@ -17,6 +17,10 @@ class Comm(Protocol):
         """The sum over ranks, in the shape and dtype of x. May reuse x's memory."""
         ...
 
+    def reduce_parts(self, parts: torch.Tensor) -> torch.Tensor:
+        """[N, S, H] whose sum over S and ranks is wanted: fewer such parts, the same everywhere."""
+        ...
+
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         """The ranks' x, concatenated along the last dim in rank order."""
         ...
@@ -31,6 +35,9 @@ class SingleRank:
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         return x
+
+    def reduce_parts(self, parts: torch.Tensor) -> torch.Tensor:
+        return parts
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         return x
@@ -49,6 +56,9 @@ class ProcessGroupComm:
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         dist.all_reduce(x, group=self._group)
         return x
+
+    def reduce_parts(self, parts: torch.Tensor) -> torch.Tensor:
+        return self.all_reduce(parts.sum(dim=1, keepdim=True))
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         parts = [torch.empty_like(x) for _ in range(self._tp_size)]

@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from mimo_engine.distributed.groups import Comm
-from mimo_engine.layers.weight_format import Weight, materialise
+from mimo_engine.kernels.dispatch import Kernels
+from mimo_engine.layers.weight_format import Weight
 
 __all__ = ["Embedding", "Head"]
 
@@ -32,13 +33,16 @@ class Embedding(nn.Module):
 class Head(nn.Module):
     """logits = hidden W^T, gathered over ranks; rows of padding beyond the vocabulary are cut."""
 
-    def __init__(self, num_rows: int, hidden_size: int, *, vocab_size: int, comm: Comm) -> None:
+    def __init__(
+        self, num_rows: int, hidden_size: int, *, vocab_size: int, comm: Comm, kernels: Kernels
+    ) -> None:
         super().__init__()
         self.weight: Weight = nn.Parameter(torch.empty(num_rows, hidden_size))
         self._vocab_size = vocab_size
         self._comm = comm
+        self._kernels = kernels
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [R, H] -> logits [R, V] fp32."""
-        logits = F.linear(hidden, materialise(self.weight, hidden.dtype))
+        logits = self._kernels.linear(hidden, self.weight)
         return self._comm.all_gather(logits)[..., : self._vocab_size].float()

@@ -7,9 +7,9 @@ from torch import nn
 
 from mimo_engine.config.model import RouterSpec
 from mimo_engine.distributed.groups import Comm
-from mimo_engine.kernels.moe import moe, route, swiglu
+from mimo_engine.kernels.dispatch import Kernels
 from mimo_engine.layers.linear import Linear
-from mimo_engine.layers.weight_format import Weight, materialise
+from mimo_engine.layers.weight_format import Weight
 
 __all__ = ["DenseMlp", "MoeMlp"]
 
@@ -17,29 +17,32 @@ __all__ = ["DenseMlp", "MoeMlp"]
 class DenseMlp(nn.Module):
     """down(silu(gate(x)) * up(x)); `width` is this rank's share of the inner width."""
 
-    def __init__(self, hidden_size: int, width: int, comm: Comm) -> None:
+    def __init__(self, hidden_size: int, width: int, comm: Comm, kernels: Kernels) -> None:
         super().__init__()
-        self.gate_up_proj = Linear(hidden_size, 2 * width)
-        self.down_proj = Linear(width, hidden_size)
+        self.gate_up_proj = Linear(hidden_size, 2 * width, kernels)
+        self.down_proj = Linear(width, hidden_size, kernels)
         self._comm = comm
+        self._kernels = kernels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, H] -> [N, H]."""
-        return self._comm.all_reduce(self.down_proj(swiglu(self.gate_up_proj(x))))
+        """[N, H] -> [N, S, H], parts to be added up."""
+        inner = self._kernels.swiglu(self.gate_up_proj(x))
+        return self._comm.reduce_parts(self.down_proj.parts(inner))
 
 
 class Router(nn.Module):
     """fp32 weight [E, H] and correction bias [E]; the same on every rank."""
 
-    def __init__(self, hidden_size: int, spec: RouterSpec) -> None:
+    def __init__(self, hidden_size: int, spec: RouterSpec, kernels: Kernels) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(spec.num_experts, hidden_size))
         self.e_score_correction_bias = nn.Parameter(torch.empty(spec.num_experts))
         self._spec = spec
+        self._kernels = kernels
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[N, H] -> experts [N, top_k] int64, weights [N, top_k] fp32."""
-        return route(
+        """[N, H] -> experts [N, top_k] (integers), weights [N, top_k] fp32."""
+        return self._kernels.route(
             x,
             self.weight,
             self.e_score_correction_bias,
@@ -69,20 +72,17 @@ class Experts(nn.Module):
 class MoeMlp(nn.Module):
     """Router and experts; no shared expert in this family (text.md 2.4)."""
 
-    def __init__(self, hidden_size: int, width: int, spec: RouterSpec, comm: Comm) -> None:
+    def __init__(
+        self, hidden_size: int, width: int, spec: RouterSpec, comm: Comm, kernels: Kernels
+    ) -> None:
         super().__init__()
-        self.gate = Router(hidden_size, spec)
+        self.gate = Router(hidden_size, spec, kernels)
         self.experts = Experts(spec.num_experts, hidden_size, width)
         self._comm = comm
+        self._kernels = kernels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, H] -> [N, H]."""
+        """[N, H] -> [N, S, H], parts to be added up."""
         chosen, weights = self.gate(x)
-
-        def expert(index: int) -> tuple[torch.Tensor, torch.Tensor]:
-            return (
-                materialise(self.experts.gate_up_proj.weight[index], x.dtype),
-                materialise(self.experts.down_proj.weight[index], x.dtype),
-            )
-
-        return self._comm.all_reduce(moe(x, chosen, weights, expert))
+        gate_up, down = self.experts.gate_up_proj.weight, self.experts.down_proj.weight
+        return self._comm.reduce_parts(self._kernels.experts(x, chosen, weights, gate_up, down))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from mimo_engine.kernels.quant import Fp8BlockWeight, Mxfp4Weight, Weight, materialise
 
 __all__ = ["Weight", "assign_weights", "materialise"]
+
 
 def assign_weights(module: nn.Module, weights: dict[str, Weight]) -> None:
     """Put every weight in its place, by dotted name; quantised ones replace their parameter.
@@ -25,3 +27,9 @@ def assign_weights(module: nn.Module, weights: dict[str, Weight]) -> None:
             setattr(owner, attribute, weight)
         else:
             setattr(owner, attribute, nn.Parameter(weight, requires_grad=False))
+    # What else layers keep, such as frequencies, goes where the weights are.
+    plain = [weight for weight in weights.values() if isinstance(weight, torch.Tensor)]
+    device = plain[0].device if plain else None
+    for owner in module.modules():
+        for name, buffer in owner.named_buffers(recurse=False):
+            owner.register_buffer(name, buffer.to(device), persistent=False)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from mimo_engine.config.model import AttentionKind
-from mimo_engine.kernels.attention import AttentionGroup, packed_groups
+from mimo_engine.kernels.attention import packed_groups
+from mimo_engine.kernels.dispatch import AttentionRows
 
 __all__ = ["ForwardBatch", "LayerCache", "MediaRows", "packed_batch"]
 
@@ -44,13 +45,22 @@ class ForwardBatch:
     """[N] int64."""
     positions: torch.Tensor
     """[N] int64."""
-    groups: dict[AttentionKind, Sequence[AttentionGroup]]
+    groups: dict[AttentionKind, AttentionRows]
     """Which keys each row may see, by attention kind."""
     write_slots: dict[AttentionKind, torch.Tensor] | None = None
     """[N] int64 pool slots of the rows' own K and V, by attention kind."""
     caches: Sequence[LayerCache] | None = None
     """One a layer."""
     media: MediaRows | None = None
+
+    def pools(
+        self, kind: AttentionKind, cache: LayerCache | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+        """(K pool, V pool, slots of the rows) of a layer; None without a cache."""
+        if cache is None:
+            return None
+        assert self.write_slots is not None
+        return cache.k, cache.v, self.write_slots[kind]
 
 
 def packed_batch(sequences: Sequence[Sequence[int]], device: str = "cpu") -> ForwardBatch:

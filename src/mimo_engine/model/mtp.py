@@ -24,7 +24,7 @@ from torch import nn
 from mimo_engine.config.model import ModelConfig
 from mimo_engine.distributed.groups import Comm, SingleRank
 from mimo_engine.distributed.plan import ParallelPlan
-from mimo_engine.kernels.rope import rope_tables
+from mimo_engine.kernels.dispatch import REFERENCE, Kernels
 from mimo_engine.layers.attention import Attention
 from mimo_engine.layers.linear import Linear
 from mimo_engine.layers.mlp import DenseMlp
@@ -48,40 +48,37 @@ class MtpLayer(nn.Module):
     """One draft layer. `eh_proj` is whole on every rank; attention and MLP are cut as the plan has
     it."""
 
-    def __init__(self, config: ModelConfig, plan: ParallelPlan, comm: Comm) -> None:
+    def __init__(
+        self, config: ModelConfig, plan: ParallelPlan, comm: Comm, kernels: Kernels
+    ) -> None:
         super().__init__()
         hidden_size, eps, spec = config.hidden_size, config.norm_eps, config.mtp_layer
         width = plan.mlp_columns(spec.intermediate_size).local_size
         self.kind = spec.attention
-        self.enorm = RMSNorm(hidden_size, eps)
-        self.hnorm = RMSNorm(hidden_size, eps)
-        self.eh_proj = Linear(2 * hidden_size, hidden_size)
-        self.input_layernorm = RMSNorm(hidden_size, eps)
-        self.self_attn = Attention(spec, hidden_size, plan.heads(spec), comm)
-        self.pre_mlp_layernorm = RMSNorm(hidden_size, eps)
-        self.mlp = DenseMlp(hidden_size, width, comm)
-        self.final_layernorm = RMSNorm(hidden_size, eps)
+        self.enorm = RMSNorm(hidden_size, eps, kernels)
+        self.hnorm = RMSNorm(hidden_size, eps, kernels)
+        self.eh_proj = Linear(2 * hidden_size, hidden_size, kernels)
+        self.input_layernorm = RMSNorm(hidden_size, eps, kernels)
+        self.self_attn = Attention(spec, hidden_size, plan.heads(spec), comm, kernels)
+        self.pre_mlp_layernorm = RMSNorm(hidden_size, eps, kernels)
+        self.mlp = DenseMlp(hidden_size, width, comm, kernels)
+        self.final_layernorm = RMSNorm(hidden_size, eps, kernels)
 
     def forward(
         self,
         embeddings: torch.Tensor,
         hidden: torch.Tensor,
         batch: ForwardBatch,
-        rope: tuple[torch.Tensor, torch.Tensor],
         cache: LayerCache | None,
     ) -> torch.Tensor:
         """embeddings, hidden [N, H] -> [N, H], after the final norm; see `MtpLayers.forward`."""
-        layer_cache = None
-        if cache is not None:
-            assert batch.write_slots is not None
-            layer_cache = (cache.k, cache.v, batch.write_slots[self.kind])
         x = self.eh_proj(torch.cat((self.enorm(embeddings), self.hnorm(hidden)), dim=-1))
+        x, normed = self.input_layernorm.add(x, None)
         attended = self.self_attn(
-            self.input_layernorm(x), rope, batch.groups[self.kind], layer_cache
+            normed, batch.positions, batch.groups[self.kind], batch.pools(self.kind, cache)
         )
-        x = x + attended
-        x = x + self.mlp(self.pre_mlp_layernorm(x))
-        return self.final_layernorm(x)
+        x, normed = self.pre_mlp_layernorm.add(x, attended)
+        return self.final_layernorm.add(x, self.mlp(normed))[1]
 
 
 class MtpLayers(nn.Module):
@@ -93,12 +90,14 @@ class MtpLayers(nn.Module):
         num_layers: int,
         plan: ParallelPlan | None = None,
         comm: Comm | None = None,
+        kernels: Kernels = REFERENCE,
     ) -> None:
         super().__init__()
         plan = plan or ParallelPlan()
         comm = comm or SingleRank()
-        self._rope = (config.mtp_layer.rotary_dim, config.mtp_layer.rope_theta)
-        self.layers = nn.ModuleList(MtpLayer(config, plan, comm) for _ in range(num_layers))
+        self.layers = nn.ModuleList(
+            MtpLayer(config, plan, comm, kernels) for _ in range(num_layers)
+        )
 
     @classmethod
     def from_weights(
@@ -107,6 +106,7 @@ class MtpLayers(nn.Module):
         weights: Mapping[str, Weight],
         plan: ParallelPlan | None = None,
         comm: Comm | None = None,
+        kernels: Kernels = REFERENCE,
     ) -> MtpLayers:
         """Draft layers that hold `weights`, named `mtp.layers.N.*`, without copying them; as many
         as the names number."""
@@ -114,7 +114,7 @@ class MtpLayers(nn.Module):
         own = {name.removeprefix(_PREFIX): weight for name, weight in weights.items()}
         num_layers = len({name.split(".")[1] for name in own})
         with torch.device("meta"):
-            model = cls(config, num_layers, plan, comm)
+            model = cls(config, num_layers, plan, comm, kernels)
         assign_weights(model, own)
         return model
 
@@ -135,10 +135,9 @@ class MtpLayers(nn.Module):
         the batch's sliding slots; None with a cacheless batch.
         """
         assert (cache is None) == (batch.write_slots is None), "the batch is of the other kind"
-        rope = rope_tables(batch.positions, *self._rope)
         layer = self.layers[index]
         assert isinstance(layer, MtpLayer)
-        return layer(embeddings, hidden, batch, rope, cache)
+        return layer(embeddings, hidden, batch, cache)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

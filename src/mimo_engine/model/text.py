@@ -4,6 +4,8 @@
     for each layer:  x += attention(norm(x));  x += mlp(norm(x))
     hidden = norm(x);  logits = head(hidden)
 
+What a layer adds to x is added by the norm that follows, so that a kernel can do both.
+
 Facts: text.md 2. The same code runs with a paged cache (serving) and without one (training,
 parity); it reads a `ForwardBatch` and nothing else. Attribute names are the checkpoint's.
 """
@@ -13,10 +15,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from mimo_engine.config.model import AttentionKind, LayerSpec, MlpKind, ModelConfig
+from mimo_engine.config.model import LayerSpec, MlpKind, ModelConfig
 from mimo_engine.distributed.groups import Comm, SingleRank
 from mimo_engine.distributed.plan import ParallelPlan
-from mimo_engine.kernels.rope import rope_tables
+from mimo_engine.kernels.dispatch import REFERENCE, Kernels
 from mimo_engine.layers.attention import Attention
 from mimo_engine.layers.embedding import Embedding, Head
 from mimo_engine.layers.mlp import DenseMlp, MoeMlp
@@ -31,38 +33,40 @@ class DecoderLayer(nn.Module):
     """Pre-norm attention and MLP, each added to the residual stream."""
 
     def __init__(
-        self, config: ModelConfig, spec: LayerSpec, plan: ParallelPlan, comm: Comm
+        self,
+        config: ModelConfig,
+        spec: LayerSpec,
+        plan: ParallelPlan,
+        comm: Comm,
+        kernels: Kernels,
     ) -> None:
         super().__init__()
         hidden_size = config.hidden_size
         width = plan.mlp_columns(spec.intermediate_size).local_size
         self.kind = spec.attention
-        self.input_layernorm = RMSNorm(hidden_size, config.norm_eps)
-        self.self_attn = Attention(spec, hidden_size, plan.heads(spec), comm)
-        self.post_attention_layernorm = RMSNorm(hidden_size, config.norm_eps)
+        self.input_layernorm = RMSNorm(hidden_size, config.norm_eps, kernels)
+        self.self_attn = Attention(spec, hidden_size, plan.heads(spec), comm, kernels)
+        self.post_attention_layernorm = RMSNorm(hidden_size, config.norm_eps, kernels)
         if spec.mlp is MlpKind.MOE:
             assert config.router is not None
-            self.mlp = MoeMlp(hidden_size, width, config.router, comm)
+            self.mlp = MoeMlp(hidden_size, width, config.router, comm, kernels)
         else:
-            self.mlp = DenseMlp(hidden_size, width, comm)
+            self.mlp = DenseMlp(hidden_size, width, comm, kernels)
 
     def forward(
         self,
         x: torch.Tensor,
+        parts: torch.Tensor | None,
         batch: ForwardBatch,
-        rope: tuple[torch.Tensor, torch.Tensor],
         cache: LayerCache | None,
-    ) -> torch.Tensor:
-        """x [N, H] -> [N, H]."""
-        layer_cache = None
-        if cache is not None:
-            assert batch.write_slots is not None
-            layer_cache = (cache.k, cache.v, batch.write_slots[self.kind])
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x [N, H] and what is still to be added to it, parts [N, S, H]; the same of the result."""
+        x, normed = self.input_layernorm.add(x, parts)
         attended = self.self_attn(
-            self.input_layernorm(x), rope, batch.groups[self.kind], layer_cache
+            normed, batch.positions, batch.groups[self.kind], batch.pools(self.kind, cache)
         )
-        x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x, normed = self.post_attention_layernorm.add(x, attended)
+        return x, self.mlp(normed)
 
 
 class TextModel(nn.Module):
@@ -73,12 +77,12 @@ class TextModel(nn.Module):
         config: ModelConfig,
         plan: ParallelPlan | None = None,
         comm: Comm | None = None,
+        kernels: Kernels = REFERENCE,
     ) -> None:
         super().__init__()
         plan = plan or ParallelPlan()
         comm = comm or SingleRank()
         vocabulary = plan.vocabulary(config.vocab_size)
-        self._rope = {spec.attention: (spec.rotary_dim, spec.rope_theta) for spec in config.layers}
         self.embed_tokens = Embedding(
             vocabulary.local_size,
             config.hidden_size,
@@ -86,11 +90,15 @@ class TextModel(nn.Module):
             comm=comm,
         )
         self.layers = nn.ModuleList(
-            DecoderLayer(config, spec, plan, comm) for spec in config.layers
+            DecoderLayer(config, spec, plan, comm, kernels) for spec in config.layers
         )
-        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps, kernels)
         self.lm_head = Head(
-            vocabulary.local_size, config.hidden_size, vocab_size=config.vocab_size, comm=comm
+            vocabulary.local_size,
+            config.hidden_size,
+            vocab_size=config.vocab_size,
+            comm=comm,
+            kernels=kernels,
         )
 
     @classmethod
@@ -100,27 +108,25 @@ class TextModel(nn.Module):
         weights: dict[str, Weight],
         plan: ParallelPlan | None = None,
         comm: Comm | None = None,
+        kernels: Kernels = REFERENCE,
     ) -> TextModel:
         """A model that holds `weights` (checkpoint/load.py) without copying them."""
         with torch.device("meta"):
-            model = cls(config, plan, comm)
+            model = cls(config, plan, comm, kernels)
         assign_weights(model, weights)
         return model
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """The hidden state after the final norm, [N, H]: what the head and the drafts read."""
-        rope: dict[AttentionKind, tuple[torch.Tensor, torch.Tensor]] = {
-            kind: rope_tables(batch.positions, *parameters)
-            for kind, parameters in self._rope.items()
-        }
         x = self.embed_tokens(batch.token_ids)
         if batch.media is not None:
             x = x.index_copy(0, batch.media.rows, batch.media.embeddings.to(x.dtype))
+        parts = None
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, DecoderLayer)
             cache = None if batch.caches is None else batch.caches[index]
-            x = layer(x, batch, rope[layer.kind], cache)
-        return self.norm(x)
+            x, parts = layer(x, parts, batch, cache)
+        return self.norm.add(x, parts)[1]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [R, H] -> logits [R, V] fp32."""

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
 
 from mimo_engine.config.model import AttentionKind
 from mimo_engine.config.sampling import SamplingParams
-from mimo_engine.kernels.attention import AttentionGroup
+from mimo_engine.kernels.attention import AttentionGroup, PagedRows
+from mimo_engine.kernels.dispatch import AttentionRows
 from mimo_engine.messages import MediaItem
 from mimo_engine.model.batch import ForwardBatch, LayerCache, MediaRows
-from mimo_engine.scheduler.plan import Admission, PageRun, StepPlan
+from mimo_engine.scheduler.plan import Admission, PageRun, StepPlan, StepRow
 
 __all__ = ["MediaPiece", "Rows", "SlotState", "StepInputs"]
 
 _LONGEST_SHARED = 16
 """Rows of sequences that are attended together where they have equally many: verified drafts."""
+_MAX_FEW_ROWS = 8
+"""Rows of a sequence that decodes or verifies: kernels take them apart from prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,9 @@ class StepInputs:
         page_size: int,
         window: int | None,
         device: torch.device,
+        reads_pages: bool = False,
     ) -> None:
+        """reads_pages: what attention is told, page tables on the device or slots key by key."""
         self._page_size = page_size
         self._window = window
         self._device = device
@@ -83,6 +89,10 @@ class StepInputs:
         self._slots: list[SlotState | None] = [None] * num_slots
         self._tables = {
             kind: np.zeros((num_slots, max_pages), dtype=np.int32) for kind in AttentionKind
+        }
+        self._device_tables = {
+            kind: torch.zeros(num_slots, max_pages, dtype=torch.int32, device=device)
+            for kind in (self._kinds if reads_pages else ())
         }
 
     def state(self, slot: int) -> SlotState:
@@ -94,13 +104,22 @@ class StepInputs:
         """Take over the plan's admissions and page runs."""
         for admission in plan.admissions:
             self._slots[admission.slot] = _new_state(admission)
-        for row in plan.rows:
-            self._enter(AttentionKind.FULL, row.slot, row.full)
-            self._enter(AttentionKind.SLIDING, row.slot, row.sliding)
+        for kind in AttentionKind:
+            self._enter(kind, [(row.slot, _run_of(row, kind)) for row in plan.rows])
 
-    def _enter(self, kind: AttentionKind, slot: int, run: PageRun) -> None:
-        if run.pages:
-            self._tables[kind][slot, run.first : run.first + len(run.pages)] = run.pages
+    def _enter(self, kind: AttentionKind, runs: Sequence[tuple[int, PageRun]]) -> None:
+        table = self._tables[kind]
+        places: list[int] = []
+        pages: list[int] = []
+        for slot, run in runs:
+            if run.pages:
+                table[slot, run.first : run.first + len(run.pages)] = run.pages
+                first = slot * table.shape[1] + run.first
+                places += range(first, first + len(run.pages))
+                pages += run.pages
+        if pages and kind in self._device_tables:
+            entered = self._tensor(np.array([places, pages], dtype=np.int64))
+            self._device_tables[kind].view(-1)[entered[0]] = entered[1].int()
 
     def media_pieces(self, plan: StepPlan) -> list[MediaPiece]:
         """What of the encoded media the batch of `plan.rows` reads, by batch row."""
@@ -160,12 +179,42 @@ class StepInputs:
         return ForwardBatch(
             token_ids=self._tensor(np.asarray(tokens, dtype=np.int64)),
             positions=self._tensor(positions),
-            groups={kind: self._groups(kind, rows) for kind in kinds},
+            groups={kind: self._attention_rows(kind, rows) for kind in kinds},
             write_slots={
                 kind: self._tensor(self._pool_slots(kind, slot_of_row, positions)) for kind in kinds
             },
             caches=caches,
             media=media,
+        )
+
+    def _attention_rows(self, kind: AttentionKind, rows: Sequence[Rows]) -> AttentionRows:
+        if kind not in self._device_tables:
+            return self._groups(kind, rows)
+        first_rows = np.cumsum([0, *(row.count for row in rows)])
+        is_few = [row.count <= _MAX_FEW_ROWS for row in rows]
+        return [
+            self._paged_rows(kind, rows, first_rows, range(start, stop))
+            for start, stop in _runs(is_few)
+        ]
+
+    def _paged_rows(
+        self, kind: AttentionKind, rows: Sequence[Rows], first_rows: np.ndarray, members: range
+    ) -> PagedRows:
+        some = [rows[i] for i in members]
+        numbers = np.array([(row.slot, row.start, row.visible_from) for row in some])
+        slots, start, visible_from = self._tensor(numbers.T.astype(np.int32))
+        own_first = first_rows[members.start : members.stop + 1].astype(np.int32)
+        last = max(row.start + row.count for row in some)
+        width = -(-last // self._page_size)
+        longest = last if kind is AttentionKind.FULL else min(last, self._window or last)
+        return PagedRows(
+            first_row=self._tensor(own_first),
+            first_position=start,
+            visible_from=visible_from,
+            page_table=self._device_tables[kind][:, :width].index_select(0, slots),
+            page_size=self._page_size,
+            max_rows=max(row.count for row in some),
+            max_len=longest,
         )
 
     def _groups(self, kind: AttentionKind, rows: Sequence[Rows]) -> list[AttentionGroup]:
@@ -211,6 +260,16 @@ class StepInputs:
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
+
+
+def _run_of(row: StepRow, kind: AttentionKind) -> PageRun:
+    return row.full if kind is AttentionKind.FULL else row.sliding
+
+
+def _runs(values: Sequence[bool]) -> list[tuple[int, int]]:
+    """(start, stop) of each run of equal values."""
+    ends = [i for i in range(1, len(values)) if values[i] != values[i - 1]]
+    return list(pairwise((0, *ends, len(values))))
 
 
 def _new_state(admission: Admission) -> SlotState:

@@ -24,6 +24,7 @@ from mimo_engine.distributed.groups import Comm
 from mimo_engine.distributed.plan import ParallelPlan
 from mimo_engine.errors import ConfigError
 from mimo_engine.grammar.library import GrammarCompiler
+from mimo_engine.kernels.dispatch import choose_kernels, describe
 from mimo_engine.model.audio_encoder import MiMoAudioEncoder
 from mimo_engine.model.audio_tokenizer import MiMoAudioTokenizer
 from mimo_engine.model.batch import LayerCache
@@ -97,8 +98,14 @@ class Worker:
             progress=plan.tp_rank == 0,
         )
         split = split_mtp_weights(weights)
-        self.model = TextModel.from_weights(model_config, split.text, plan, comm)
-        self._draft_layers = MtpLayers.from_weights(model_config, split.mtp, plan, comm)
+        self._kernels = choose_kernels(config.kernels, self.device, self.dtype)
+        _logger.info("kernels: %s", describe(self._kernels))
+        self.model = TextModel.from_weights(
+            model_config, split.text, plan, comm, kernels=self._kernels
+        )
+        self._draft_layers = MtpLayers.from_weights(
+            model_config, split.mtp, plan, comm, kernels=self._kernels
+        )
         # Rank 0 chooses the tokens, so it alone needs grammars.
         self._compiler = _grammar_compiler(config, model_config) if plan.tp_rank == 0 else None
         # Rank 0 encodes media for all, and alone has the towers.
@@ -192,6 +199,7 @@ class Worker:
             page_size=layout.page_size,
             window=self._model_config.window,
             device=self.device,
+            reads_pages=self._kernels.reads_pages,
         )
         num_layers = len(self._model_config.layers)
         self.runner = Runner(

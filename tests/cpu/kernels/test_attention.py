@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mimo_engine.kernels import attention as kernel
+from mimo_engine.kernels.attention import reference as kernel
 from mimo_engine.kernels.attention import AttentionGroup, attention, packed_groups, write_kv
 
 

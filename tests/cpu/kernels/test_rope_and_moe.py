@@ -5,7 +5,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from mimo_engine.kernels.moe import moe, route
+from mimo_engine.kernels.moe import experts, route
 from mimo_engine.kernels.rope import apply_rope, rope_tables
 
 
@@ -31,12 +31,12 @@ def test_the_bias_chooses_experts_and_does_not_weigh_them():
     torch.manual_seed(0)
     x, weight = torch.randn(5, 16), torch.randn(6, 16) * 0.3
     bias = torch.tensor([0.0, 5.0, 0.0, 0.0, 0.0, -5.0])
-    experts, weights = route(x, weight, bias, top_k=2, norm_topk_prob=True, scaling_factor=2.5)
+    chosen, weights = route(x, weight, bias, top_k=2, norm_topk_prob=True, scaling_factor=2.5)
     scores = (x @ weight.T).sigmoid()
-    assert (experts == 1).any(dim=-1).all()
-    assert not (experts == 5).any()
+    assert (chosen == 1).any(dim=-1).all()
+    assert not (chosen == 5).any()
     for row in range(5):
-        own = scores[row, experts[row]]
+        own = scores[row, chosen[row]]
         torch.testing.assert_close(weights[row], 2.5 * own / own.sum())
 
 
@@ -44,12 +44,12 @@ def test_experts_are_summed_with_their_weights():
     torch.manual_seed(0)
     x = torch.randn(7, 8)
     gate_up, down = torch.randn(4, 12, 8), torch.randn(4, 8, 6)
-    experts = torch.tensor([[0, 1], [3, 0], [2, 3], [1, 0], [0, 2], [3, 1], [2, 1]])
+    chosen = torch.tensor([[0, 1], [3, 0], [2, 3], [1, 0], [0, 2], [3, 1], [2, 1]])
     weights = torch.rand(7, 2)
-    got = moe(x, experts, weights, lambda e: (gate_up[e], down[e]))
+    got = experts(x, chosen, weights, gate_up, down).sum(dim=1)
     for row in range(7):
         expected = torch.zeros(8)
-        for e, w in zip(experts[row].tolist(), weights[row].tolist(), strict=True):
+        for e, w in zip(chosen[row].tolist(), weights[row].tolist(), strict=True):
             gate, up = gate_up[e, :6] @ x[row], gate_up[e, 6:] @ x[row]
             expected += w * (down[e] @ (F.silu(gate) * up))
         torch.testing.assert_close(got[row], expected, atol=1e-4, rtol=1e-4)

@@ -162,7 +162,9 @@ def test_a_mistake_would_be_seen(model, slow, batch, hidden, mistake):
 @torch.no_grad()
 def test_the_hidden_state_before_the_final_norm_is_another_input(model, slow, batch, hidden):
     seen = []
-    hook = model.text.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    hook = model.text.layers[-1].register_forward_hook(
+        lambda _, inputs, out: seen.append(out[0] + out[1].sum(dim=1))
+    )
     model.text(batch)
     hook.remove()
     assert min(distances(model.drafts(batch, seen[0]), slow(), hidden)) > 1e-2
@@ -369,6 +371,9 @@ class ThreadComm:
 
     def all_reduce(self, x):
         return torch.stack(self._everyones(x)).sum(dim=0)
+
+    def reduce_parts(self, parts):
+        return self.all_reduce(parts.sum(dim=1, keepdim=True))
 
     def all_gather(self, x):
         return torch.cat(self._everyones(x), dim=-1)
