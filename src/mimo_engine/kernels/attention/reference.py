@@ -9,13 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
-__all__ = ["AttentionGroup", "attention", "packed_groups", "write_kv"]
+from mimo_engine.kernels.attention.rows import PagedRows
+
+__all__ = ["AttentionGroup", "attention", "packed_groups", "paged_attention", "write_kv"]
 
 # Scores of one block of query rows, in elements: bounds the memory of a long prefill.
 _MAX_SCORE_ELEMENTS = 1 << 25
+# With a window, a block of more rows would mostly score what it does not see.
+_MAX_WINDOW_BLOCK = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,3 +146,69 @@ def packed_groups(
             AttentionGroup(rows=rows, first_position=zeros, kv_slots=rows, kv_first=zeros)
         )
     return groups
+
+
+def paged_attention(
+    q: torch.Tensor,
+    k_pool: torch.Tensor,
+    v_pool: torch.Tensor,
+    rows: PagedRows,
+    *,
+    num_visible_tokens: int | None,
+    sink: torch.Tensor | None,
+) -> torch.Tensor:
+    """See the package. All in fp32 and one rounding. Sequences go one by one, their rows in blocks;
+    the tables are read on the host."""
+    out = q.new_zeros(q.shape[0], q.shape[1], v_pool.shape[-1])
+    first_rows, positions = rows.first_row.tolist(), rows.first_position.tolist()
+    for s, (first, last) in enumerate(pairwise(first_rows)):
+        shift = positions[s] - first  # from batch rows to positions
+        widest = last + shift
+        if num_visible_tokens is not None:
+            widest = min(widest, num_visible_tokens + _MAX_WINDOW_BLOCK)
+        block = max(1, _MAX_SCORE_ELEMENTS // max(1, q.shape[1] * widest))
+        if num_visible_tokens is not None:
+            block = min(block, _MAX_WINDOW_BLOCK)
+        for start in range(first, last, block):
+            own = slice(start, min(start + block, last))
+            low = max(0, int(rows.visible_from[s]))
+            if num_visible_tokens is not None:
+                low = max(low, start + shift - num_visible_tokens + 1)
+            if own.stop + shift <= low:
+                continue  # nothing is visible
+            position = torch.arange(own.start, own.stop, device=q.device) + shift
+            keys = torch.arange(low, own.stop + shift, device=q.device)
+            pages = rows.page_table[s][keys // rows.page_size].long()
+            slots = pages * rows.page_size + keys % rows.page_size
+            visible = _visible(position[None], keys[None], num_visible_tokens)[0]
+            out[own] = _attend_exactly(q[own], k_pool[slots], v_pool[slots], visible, sink)
+    return out
+
+
+def _attend_exactly(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    visible: torch.Tensor,
+    sink: torch.Tensor | None,
+) -> torch.Tensor:
+    """q [n, Hq, Dk], k [L, Hkv, Dk], v [L, Hkv, Dv], visible [n, L]; 0 where nothing is visible.
+
+    Returns [n, Hq, Dv].
+    """
+    num_rows, _, head_dim = q.shape
+    # [Hkv, n * Hq / Hkv, Dk]: the heads that read the same keys, together.
+    grouped = q.float().view(num_rows, k.shape[1], -1, head_dim).transpose(0, 1).flatten(1, 2)
+    scores = torch.matmul(grouped, k.float().permute(1, 2, 0)) * head_dim**-0.5
+    scores = scores.view(k.shape[1], num_rows, -1, k.shape[0])
+    scores.masked_fill_(~visible[:, None], float("-inf"))
+    column = None if sink is None else sink.float().view(k.shape[1], 1, -1, 1)
+    peak = scores.amax(dim=-1, keepdim=True)
+    peak = peak if column is None else torch.maximum(peak, column)
+    peak = peak.clamp(min=torch.finfo(torch.float32).min)  # -inf - -inf would be no number
+    weights = scores.sub_(peak).exp_()
+    total = weights.sum(dim=-1, keepdim=True)
+    total = total if column is None else total + torch.exp(column - peak)
+    out = torch.matmul(weights.flatten(1, 2), v.float().transpose(0, 1))
+    out = out.view(k.shape[1], num_rows, -1, v.shape[-1]) / total.where(total > 0, 1.0)
+    return out.transpose(0, 1).flatten(1, 2).to(q.dtype)
