@@ -30,6 +30,7 @@ from mimo_engine.config.engine import (
     KernelChoice,
     ModelSettings,
     ParallelConfig,
+    RandomWeights,
     SchedulerConfig,
     SpeculativeConfig,
 )
@@ -97,6 +98,7 @@ class LLM:
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         device: str = "auto",
         kernels: KernelChoice = "auto",
+        weights: Literal["checkpoint"] | RandomWeights = "checkpoint",
         settings: ModelSettings | None = None,
         cache: CacheConfig | None = None,
         scheduler: SchedulerConfig | None = None,
@@ -116,6 +118,7 @@ class LLM:
             dtype=dtype,
             device=device,
             kernels=kernels,
+            weights=weights,
             settings=settings or ModelSettings(),
             cache=cache or CacheConfig(),
             scheduler=scheduler or SchedulerConfig(),

@@ -19,6 +19,7 @@ __all__ = [
     "KernelChoice",
     "ModelSettings",
     "ParallelConfig",
+    "RandomWeights",
     "SchedulerConfig",
     "ServerConfig",
     "SpeculativeConfig",
@@ -27,6 +28,7 @@ __all__ = [
 
 GIB = 1024**3
 KernelChoice = Literal["auto", "reference", "triton"]
+RandomWeights = Literal["random-bf16", "random-fp8", "random-mxfp4"]
 CPU_KV_BYTES = GIB
 """Of K and V on a CPU, where nobody says how much."""
 
@@ -187,6 +189,9 @@ class EngineConfig:
     kernels: KernelChoice = "auto"
     """What computes the operators: triton, or plain torch (reference). auto: triton for bfloat16 on
     a GPU, reference elsewhere."""
+    weights: Literal["checkpoint"] | RandomWeights = "checkpoint"
+    """Where weights come from. random-...: normals in the format named, made on the device, of a
+    model whose directory has only a configuration and a tokenizer: to time shapes."""
     settings: ModelSettings = field(default_factory=ModelSettings)
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)

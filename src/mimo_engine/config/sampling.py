@@ -102,6 +102,20 @@ class SamplingParams:
             or self.frequency_penalty != 0.0
         )
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether a token depends on nothing but its row of logits, temperature, top_k, top_p,
+        min_p and a random number, and is all that is asked for."""
+        return not (
+            self.has_penalty
+            or self.logit_bias
+            or self.min_tokens
+            or self.grammar
+            or self.thinking
+            or self.logprobs is not None
+            or self.prompt_logprobs is not None
+        )
+
     def __post_init__(self) -> None:
         for name in ("stop", "stop_token_ids"):
             value = getattr(self, name)

@@ -89,7 +89,7 @@ class EngineCore:
             result = self.executor.run(plan)
         except BaseException:
             # Ctrl-C in a notebook, say: what was under way is lost, the engine is not.
-            self._scheduler.discard(plan)
+            self._scheduler.discard()
             raise
         if self._drafts is not None:
             self._drafts.saw(plan, result, depth, time.perf_counter() - started)
@@ -126,7 +126,10 @@ def build_engine(config: EngineConfig) -> EngineCore:
             f"{model_config.vocab_size}: they are not of one checkpoint"
         )
     media = served_media(config)
-    num_drafts = num_draft_layers(config.speculative, model_config, model_dir)
+    is_random = config.weights != "checkpoint"
+    num_drafts = num_draft_layers(
+        config.speculative, model_config, None if is_random else model_dir
+    )
     executor = build_executor(
         config,
         model_config,

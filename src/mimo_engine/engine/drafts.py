@@ -35,11 +35,15 @@ _WARM_STEPS, _TIMED_STEPS = 1, 3
 _PROMPT_LEN = 8
 
 
-def num_draft_layers(config: SpeculativeConfig, model: ModelConfig, model_dir: Path) -> int:
-    """How many MTP layers of the checkpoint are used. Raises ConfigError for `mtp` with too few."""
+def num_draft_layers(config: SpeculativeConfig, model: ModelConfig, model_dir: Path | None) -> int:
+    """How many MTP layers of the checkpoint are used; None: there is none, and as many as are asked
+    for can be made. Raises ConfigError for `mtp` with too few."""
     if config.speculative == "off":
         return 0
-    found = count_mtp_layers(open_checkpoint(model_dir))
+    if model_dir is None:
+        found = config.max_draft_tokens
+    else:
+        found = count_mtp_layers(open_checkpoint(model_dir))
     if found and model.window is None:
         raise ConfigError(
             "draft layers share the pages of sliding layers, and this model has none: use "

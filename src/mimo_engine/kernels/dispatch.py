@@ -27,8 +27,8 @@ from mimo_engine.kernels.rope_kv import rope_and_write
 __all__ = ["REFERENCE", "AttentionRows", "Kernels", "choose_kernels", "describe"]
 
 
-AttentionRows = Sequence[AttentionGroup] | Sequence[PagedRows]
-"""What attention is told of a batch; each row stands in one element."""
+AttentionRows = Sequence[AttentionGroup] | PagedRows
+"""What attention is told of a batch: every row stands in one group, or in one sequence."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,8 +37,7 @@ class Kernels:
 
     name: str
     reads_pages: bool
-    """Whether `attention` takes `PagedRows`; otherwise `AttentionGroup`s. Each row of a batch
-    stands in one of them."""
+    """Whether `attention` takes `PagedRows`; otherwise `AttentionGroup`s."""
     add_rms_norm: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     linear: Callable[..., torch.Tensor]
     linear_parts: Callable[..., torch.Tensor]

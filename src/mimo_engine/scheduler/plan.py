@@ -84,6 +84,9 @@ class StepPlan:
     """Content hashes of media whose features and encoded rows nobody needs any more."""
     encode: tuple[EncodeTask, ...] = ()
     """Units for later steps: no row of this plan reads them."""
+    is_ahead: bool = False
+    """Made before the result of the step before it was known, for the same slots. Each row begins
+    at its slot's last token, wherever that is, `start` or up to `num_drafts` behind it."""
 
     @property
     def num_tokens(self) -> int:

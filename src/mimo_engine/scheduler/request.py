@@ -29,11 +29,11 @@ class Request:
         "arrival",
         "chain",
         "is_aborted",
-        "is_in_flight",
         "max_total_tokens",
         "media",
         "num_cached_tokens",
         "num_drafts",
+        "num_in_flight",
         "pages",
         "params",
         "prompt_logprobs",
@@ -69,14 +69,18 @@ class Request:
         """Prompt and output, at most."""
         self.slot: int | None = None
         self.pages: SequencePages | None = None
-        self.is_in_flight = False
-        """A row of it is at the workers."""
+        self.num_in_flight = 0
+        """Rows of it at the workers, each of another step."""
         self.is_aborted = False
         self.num_drafts = 0
         """Drafts that its slot holds."""
         self.num_cached_tokens: int | None = None
         """Prompt tokens that came from the prefix cache at the first admission."""
         self.prompt_logprobs: list[TokenLogprobs | None] = [None]
+
+    @property
+    def is_in_flight(self) -> bool:
+        return self.num_in_flight > 0
 
     @property
     def num_prompt_tokens(self) -> int:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from mimo_engine.cache.encoder import EncoderCache
@@ -37,6 +38,15 @@ from mimo_engine.scheduler.policy import (
 from mimo_engine.scheduler.request import Chunk, Request
 
 __all__ = ["Scheduler"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A step at the workers."""
+
+    plan: StepPlan
+    requests: Sequence[Request]
+    """One a row."""
 
 
 class Scheduler:
@@ -75,8 +85,8 @@ class Scheduler:
             self._encoder, self._num_hit_tokens, max_tokens=max_encoder_tokens
         )
         self._free_slots = list(range(config.max_num_seqs))  # a heap: the lowest goes first
-        self._in_flight: StepPlan | None = None
-        self._in_flight_requests: list[Request] = []
+        self._flights: deque[_Flight] = deque()
+        """Steps at the workers, oldest first: one, or two when the second was foreseen."""
         self._blocked_head: Request | None = None
         """Head of the queue, found to lack full pages since when no request has left."""
         self._num_requests = 0
@@ -167,11 +177,12 @@ class Scheduler:
         )
 
     def plan(self, depth: int = 0) -> StepPlan | None:
-        """The next step, or None when there is nothing to do. `apply` must come before another.
+        """The next step, or None when there is nothing to do. What is in flight must be applied
+        before.
 
         depth: how many drafts of a request are verified at most, and as many are made.
         """
-        assert self._in_flight is None
+        assert not self._flights
         self._depth = depth
         for request in self._encoding.take_ready():
             self._enqueue(request)
@@ -194,26 +205,57 @@ class Scheduler:
             chunks.append(Chunk(request, num_tokens))
             budget -= num_tokens
         self._plan_drafts(chunks, budget)
+        requests = [chunk.request for chunk in chunks]
         rows = [self._row(chunk) for chunk in chunks]
         encode = self._encoding.plan(nothing_else_runs=not (self._running or self._waiting))
         forget = self._encoder.take_forgotten()
         if not (rows or encode or forget):
             assert not self.has_work
             return None
-        self._in_flight = StepPlan(
+        plan = StepPlan(
             admissions=tuple(admissions), rows=tuple(rows), forget=forget, encode=encode
         )
-        return self._in_flight
+        self._flights.append(_Flight(plan, requests))
+        return plan
+
+    def plan_ahead(self) -> StepPlan | None:
+        """The step after the one in flight, before its result is known; None where what comes
+        depends on that, or something else could begin.
+
+        It is for requests that decode, each with as many drafts as the step in flight makes for it.
+        How many tokens that step brings is not known here: `start` of a row is the first position
+        that it may have, and pages reach as far as any outcome can. A request that ends with the
+        step in flight has computed its row in vain.
+        """
+        if len(self._flights) != 1:
+            return None
+        flight = self._flights[0]
+        if flight.plan.encode or self._encoding or self._encoder.has_news or not flight.requests:
+            return None
+        if self._waiting and self._free_slots and self._waiting[0] is not self._blocked_head:
+            return None
+        pairs = list(zip(flight.requests, flight.plan.rows, strict=True))
+        if len(pairs) < len(self._running) or not all(_is_foreseen(*pair) for pair in pairs):
+            return None
+        num_rows = [_most_positions(row) for row in flight.plan.rows]
+        for (request, _), count in zip(pairs, num_rows, strict=True):
+            assert request.pages is not None
+            if not self._cache.extend(request.pages, count):
+                return None
+        rows = [self._row_ahead(*pair) for pair in pairs]
+        plan = StepPlan(admissions=(), rows=tuple(rows), is_ahead=True)
+        self._flights.append(_Flight(plan, flight.requests))
+        return plan
 
     def apply(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
-        """Take in what the workers did with `plan`: one output a request that got tokens."""
-        assert plan is self._in_flight
+        """Take in what the workers did with `plan`, the oldest in flight: one output a request that
+        got tokens."""
+        flight = self._flights.popleft()
+        assert plan is flight.plan
         outputs: list[TokenOutput] = []
         some_left = False
-        for request, row, done in zip(
-            self._in_flight_requests, plan.rows, result.rows, strict=True
-        ):
-            request.is_in_flight = False
+        for request, row, done in zip(flight.requests, plan.rows, result.rows, strict=True):
+            request.num_in_flight -= 1
             if not request.is_aborted:
                 output = self._settle(request, row, done)
                 if output is None:
@@ -222,27 +264,27 @@ class Scheduler:
                 if output.finish_reason is None:
                     continue
                 self._forget(request)
-            self._release(request)
-            some_left = True
+            # Its next row may be under way: then it is as if it had been aborted.
+            request.is_aborted = True
+            if not request.is_in_flight:
+                self._release(request)
+                some_left = True
         if some_left:
             self._running = [request for request in self._running if request.pages is not None]
         self._encoder.apply(plan.encode, result.encode_errors)
         for request, error in self._encoding.take_failed() if result.encode_errors else ():
             self._forget(request)
             outputs.append(_failure(request, error))
-        self._in_flight = None
-        self._in_flight_requests = []
         return outputs
 
-    def discard(self, plan: StepPlan) -> None:
-        """The step failed and its result is lost: its requests end without an output."""
-        assert plan is self._in_flight
-        for request in self._in_flight_requests:
+    def discard(self) -> None:
+        """A step failed and the results of all in flight are lost: their requests end without an
+        output."""
+        for request in dict.fromkeys(r for flight in self._flights for r in flight.requests):
             self._forget(request)
             self._release(request)
         self._running = [request for request in self._running if request.pages is not None]
-        self._in_flight = None
-        self._in_flight_requests = []
+        self._flights.clear()
 
     def stats(self) -> EngineStats:
         """A snapshot. Pages used are those of live requests; idle cached ones can be had."""
@@ -317,8 +359,7 @@ class Scheduler:
         assert pages is not None
         assert slot is not None
         full, sliding = self._cache.take_new_pages(pages)
-        request.is_in_flight = True
-        self._in_flight_requests.append(request)
+        request.num_in_flight += 1
         start = pages.num_computed
         end = start + chunk.num_tokens
         samples = chunk.is_last
@@ -338,6 +379,21 @@ class Scheduler:
             num_proposals=num_proposals,
             draft_start=draft_start,
             draft_visible_from=draft_visible_from,
+        )
+
+    def _row_ahead(self, request: Request, before: StepRow) -> StepRow:
+        assert request.pages is not None
+        full, sliding = self._cache.take_new_pages(request.pages)
+        request.num_in_flight += 1
+        return StepRow(
+            slot=before.slot,
+            start=before.start + 1,
+            num_tokens=1,
+            samples=True,
+            full=full,
+            sliding=sliding,
+            num_drafts=before.num_proposals,
+            num_proposals=before.num_proposals,
         )
 
     def _admit(self, request: Request, admissions: list[Admission]) -> bool:
@@ -420,10 +476,12 @@ class Scheduler:
         if done.error is not None:
             # Its pages were not advanced, so what was computed is never published.
             return _failure(request, done.error)
-        end = row.start + row.num_tokens
+        # Of a row that was planned ahead the plan does not know the start.
+        start = pages.num_computed
+        end = start + row.num_tokens
         if request.needs_every_prompt_row:
             last_prompt_row = min(end, request.num_prompt_tokens - 1)
-            assert len(done.prompt_logprobs) == last_prompt_row - row.start
+            assert len(done.prompt_logprobs) == last_prompt_row - start
             request.prompt_logprobs.extend(done.prompt_logprobs)
         if not row.samples:
             assert not done.token_ids
@@ -448,9 +506,9 @@ class Scheduler:
         # The last token has no K and V yet; rows past it were drafts that did not count.
         num_computed = len(request.token_ids) - 1
         self._cache.advance(pages, num_computed)
-        if num_computed < end + row.num_drafts:
+        if num_computed < end + row.num_drafts and not request.is_in_flight:
             self._roll_back(pages)
-        self._take_in_drafts(request, row)
+        self._take_in_drafts(request, row, end)
         is_first = num_output_tokens == 0
         if is_first:
             # A whole prompt is published now: the head of the queue may share it, and fit.
@@ -472,18 +530,39 @@ class Scheduler:
         self._cache.roll_back(pages)
         self._blocked_head = None
 
-    def _take_in_drafts(self, request: Request, row: StepRow) -> None:
-        """The row has its tokens, so the slot holds the drafts that it was to make."""
+    def _take_in_drafts(self, request: Request, row: StepRow, end: int) -> None:
+        """The row, whose tokens ended before `end`, has more of them, so the slot holds the drafts
+        that it was to make."""
         request.num_drafts = row.num_proposals
         if row.num_proposals:
-            assert request.pages is not None
+            pages = request.pages
+            assert pages is not None
+            start, visible_from = self._cache.draft_start(pages, end, row.num_proposals)
             self._cache.set_drafted(
-                request.pages,
-                row.draft_start,
-                row.draft_visible_from,
+                pages,
+                start,
+                visible_from,
                 row.num_proposals,
                 is_kept=not self._recompute_boundary,
             )
+
+
+def _is_foreseen(request: Request, row: StepRow) -> bool:
+    """Whether the request decodes in `row`, and surely goes on for another such step unless a stop
+    ends it."""
+    most = row.num_rows + 1 + row.num_proposals
+    return (
+        row.samples
+        and row.num_tokens == 1
+        and not request.is_aborted
+        and request.params.is_plain
+        and request.num_left > most
+    )
+
+
+def _most_positions(row: StepRow) -> int:
+    """From the row's start: what it and the next one may compute."""
+    return row.num_rows + 1 + row.num_proposals
 
 
 def _failure(request: Request, error: str) -> TokenOutput:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -25,8 +24,6 @@ __all__ = ["MediaPiece", "Rows", "SlotState", "StepInputs"]
 
 _LONGEST_SHARED = 16
 """Rows of sequences that are attended together where they have equally many: verified drafts."""
-_MAX_FEW_ROWS = 8
-"""Rows of a sequence that decodes or verifies: kernels take them apart from prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,31 +187,19 @@ class StepInputs:
     def _attention_rows(self, kind: AttentionKind, rows: Sequence[Rows]) -> AttentionRows:
         if kind not in self._device_tables:
             return self._groups(kind, rows)
-        first_rows = np.cumsum([0, *(row.count for row in rows)])
-        is_few = [row.count <= _MAX_FEW_ROWS for row in rows]
-        return [
-            self._paged_rows(kind, rows, first_rows, range(start, stop))
-            for start, stop in _runs(is_few)
-        ]
-
-    def _paged_rows(
-        self, kind: AttentionKind, rows: Sequence[Rows], first_rows: np.ndarray, members: range
-    ) -> PagedRows:
-        some = [rows[i] for i in members]
-        numbers = np.array([(row.slot, row.start, row.visible_from) for row in some])
-        slots, start, visible_from = self._tensor(numbers.T.astype(np.int32))
-        own_first = first_rows[members.start : members.stop + 1].astype(np.int32)
-        last = max(row.start + row.count for row in some)
-        width = -(-last // self._page_size)
-        longest = last if kind is AttentionKind.FULL else min(last, self._window or last)
+        numbers = np.array([(row.slot, row.start, row.visible_from) for row in rows])
+        slots, first_position, visible_from = self._tensor(numbers.T.astype(np.int32))
+        first_row = np.cumsum([0, *(row.count for row in rows)], dtype=np.int32)
+        last = max(row.start + row.count for row in rows)
+        num_pages = -(-last // self._page_size)
         return PagedRows(
-            first_row=self._tensor(own_first),
-            first_position=start,
+            first_row=self._tensor(first_row),
+            first_position=first_position,
             visible_from=visible_from,
-            page_table=self._device_tables[kind][:, :width].index_select(0, slots),
+            page_table=self._device_tables[kind][:, :num_pages].index_select(0, slots),
             page_size=self._page_size,
-            max_rows=max(row.count for row in some),
-            max_len=longest,
+            max_rows=max(row.count for row in rows),
+            max_len=last,
         )
 
     def _groups(self, kind: AttentionKind, rows: Sequence[Rows]) -> list[AttentionGroup]:
@@ -264,12 +249,6 @@ class StepInputs:
 
 def _run_of(row: StepRow, kind: AttentionKind) -> PageRun:
     return row.full if kind is AttentionKind.FULL else row.sliding
-
-
-def _runs(values: Sequence[bool]) -> list[tuple[int, int]]:
-    """(start, stop) of each run of equal values."""
-    ends = [i for i in range(1, len(values)) if values[i] != values[i - 1]]
-    return list(pairwise((0, *ends, len(values))))
 
 
 def _new_state(admission: Admission) -> SlotState:

@@ -15,7 +15,8 @@ import torch
 
 from mimo_engine.cache.groups import CacheLayout
 from mimo_engine.chat.tokenizer import Tokenizer
-from mimo_engine.checkpoint.load import load_checkpoint
+from mimo_engine.checkpoint.load import Weight, load_checkpoint
+from mimo_engine.checkpoint.random_weights import random_weights
 from mimo_engine.checkpoint.towers import load_towers
 from mimo_engine.config.engine import CPU_KV_BYTES, GIB, CacheConfig, EngineConfig
 from mimo_engine.config.media import MediaConfig
@@ -84,20 +85,7 @@ class Worker:
         self._num_live_tokens = num_live_tokens
         self.device = resolve_device(config.device, plan.tp_rank)
         self.dtype = resolve_dtype(config.dtype, self.device)
-        weights = load_checkpoint(
-            Path(config.model),
-            model_config,
-            plan,
-            dtype=self.dtype,
-            device=self.device,
-            # On a CPU a decode a step would cost more than the matmul: decode once, at load.
-            keep_quantised=self.device.type != "cpu",
-            qkv_layout=config.settings.qkv_layout,
-            media=media,
-            num_mtp_layers=num_draft_layers,
-            progress=plan.tp_rank == 0,
-        )
-        split = split_mtp_weights(weights)
+        split = split_mtp_weights(self._weights(media))
         self._kernels = choose_kernels(config.kernels, self.device, self.dtype)
         _logger.info("kernels: %s", describe(self._kernels))
         self.model = TextModel.from_weights(
@@ -112,6 +100,31 @@ class Worker:
         self._media_config = media if plan.tp_rank == 0 else None
         self.media = None if self._media_config is None else self._load_towers(self._media_config)
         self.runner: Runner | None = None
+
+    def _weights(self, media: MediaConfig | None) -> dict[str, Weight]:
+        config, plan = self._config, self._plan
+        if config.weights != "checkpoint":
+            return random_weights(
+                self._model_config,
+                config.weights,
+                plan,
+                dtype=self.dtype,
+                device=self.device,
+                num_mtp_layers=self._num_draft_layers,
+            )
+        return load_checkpoint(
+            Path(config.model),
+            self._model_config,
+            plan,
+            dtype=self.dtype,
+            device=self.device,
+            # On a CPU a decode a step would cost more than the matmul: decode once, at load.
+            keep_quantised=self.device.type != "cpu",
+            qkv_layout=config.settings.qkv_layout,
+            media=media,
+            num_mtp_layers=self._num_draft_layers,
+            progress=plan.tp_rank == 0,
+        )
 
     def _load_towers(self, media: MediaConfig) -> MediaEncoder:
         weights = load_towers(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from draft_rows import DraftRows, Pass, digests_of
 
@@ -107,6 +107,9 @@ class Slot:
     sliding: dict[int, int] = field(default_factory=dict)
     num_cached: int | None = None
     """Rows before its first one."""
+    drafted_to: int = 0
+    """Where the next pass of the draft layers begins, if it goes on where the last one ended."""
+    drafted_from: int = 0
 
 
 @dataclass(kw_only=True)
@@ -145,8 +148,9 @@ class Worker:
     def run(self, plan: StepPlan) -> StepResult:
         for admission in plan.admissions:
             self.slots[admission.slot] = Slot(admission, list(admission.token_ids))
+        rows = [self.placed(row) for row in plan.rows] if plan.is_ahead else plan.rows
         digests: list[list[int]] = []
-        for row in plan.rows:
+        for row in rows:
             slot = self.slots[row.slot]
             if slot.num_cached is None:
                 slot.num_cached = row.start
@@ -155,17 +159,27 @@ class Worker:
             digests.append(self.digests(slot, slot.drafts[: row.num_drafts]))
             self.verify(slot, digests[-1], row.start, row.start)
         written: tuple[set, set] = set(), set()
-        for row, own in zip(plan.rows, digests, strict=True):
+        for row, own in zip(rows, digests, strict=True):
             self.write(row, own, written)
-        for row, own in zip(plan.rows, digests, strict=True):
+        for row, own in zip(rows, digests, strict=True):
             for query in range(row.start, row.start + row.num_rows):
                 self.verify(self.slots[row.slot], own, query, query + 1)
         passes: list[Pass] = []
         results = tuple(
-            self.result(row, own, passes) for row, own in zip(plan.rows, digests, strict=True)
+            self.result(row, own, passes) for row, own in zip(rows, digests, strict=True)
         )
         self.draft_rows.run(passes)
         return StepResult(rows=results)
+
+    def placed(self, row: StepRow) -> StepRow:
+        """A row that was planned ahead, where its request has come to by now."""
+        slot = self.slots[row.slot]
+        return replace(
+            row,
+            start=len(slot.token_ids) - 1,
+            draft_start=slot.drafted_to,
+            draft_visible_from=slot.drafted_from,
+        )
 
     def digests(self, slot: Slot, drafts: Sequence[int] = ()) -> list[int]:
         """What each position should hold."""
@@ -226,6 +240,12 @@ class Worker:
         slot.drafts = self.guesses(slot, row.num_proposals)
         if row.num_proposals:
             passes.append(self.draft_pass(row))
+            num_computed = len(token_ids) - 1
+            slot.drafted_from = row.draft_visible_from
+            slot.drafted_to = num_computed
+            if self.setup.recompute_boundary:
+                certain = num_computed - (row.num_proposals - 1)
+                slot.drafted_to = max(row.draft_visible_from, certain)
         logprobs = ()
         if admission.params.logprobs is not None:
             logprobs = tuple(TokenLogprobs(token_id, -1.0, 1, []) for token_id in tokens)

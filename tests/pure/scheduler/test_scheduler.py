@@ -383,7 +383,8 @@ def test_a_step_that_was_lost_ends_its_requests_and_no_other():
     scheduler = make(max_num_seqs=2)
     for request_id in "abc":
         add(scheduler, request_id, 5)
-    scheduler.discard(scheduler.plan())
+    scheduler.plan()
+    scheduler.discard()
     stats = scheduler.stats()
     assert (stats.num_running, stats.num_waiting, stats.full_pages_used) == (0, 1, 0)
     assert not scheduler.abort("a")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
@@ -13,7 +13,7 @@ from mimo_engine.cache.groups import max_window_pages
 from mimo_engine.cache.manager import CacheManager
 from mimo_engine.config.sampling import SamplingParams
 from mimo_engine.messages import NewRequest, TokenOutput
-from mimo_engine.scheduler.plan import StepPlan, StepRow
+from mimo_engine.scheduler.plan import StepPlan, StepResult, StepRow
 from mimo_engine.scheduler.policy import longest_total
 
 __all__ = [
@@ -52,6 +52,7 @@ class Trace:
     outputs: dict[str, list[TokenOutput]] = field(default_factory=dict)
     num_preemptions: int = 0
     num_hit_tokens: int = 0
+    num_ahead: int = 0
     num_stops_in_drafts: int = 0
     """Requests that ended before the last of the tokens that a step brought."""
 
@@ -73,8 +74,11 @@ class Driver:
         luck: Luck | None = None,
         seed: int = 0,
         depth: int | None = None,
+        ahead: float = 0.0,
     ) -> None:
+        """ahead: how often a step is planned before the result of the one in flight."""
         self.setup = setup
+        self._ahead = ahead
         self.scheduler, self.cache = setup.scheduler(cache_class)
         self.worker = worker_class(setup, luck=luck, seed=seed)
         self.trace = Trace()
@@ -154,12 +158,15 @@ class Driver:
         self.trace.plans.append(plan)
         check_plan(plan, self.setup, self.worker, depth)
         self.check_shares(plan)
+        self.see_published()
+        return plan
+
+    def see_published(self) -> None:
         entries = self.cache._prefix.entries()
         self.worker.published = (
             frozenset(entry.full_page for entry in entries),
             frozenset(e.sliding_page for e in entries if e.sliding_page is not None),
         )
-        return plan
 
     def check_shares(self, plan: StepPlan) -> None:
         """Each running request has a row, and a prompt what is left: of the budget, or of pages."""
@@ -178,21 +185,38 @@ class Driver:
         plan = self.plan(self.next_depth())
         if plan is None:
             return None
-        result = self.worker.run(plan)
-        if abort_number is not None:
-            self.abort(abort_number)
+        flights = deque([(plan, self.worker.run(plan))])
+        while flights:
+            if self.rng.random() < self._ahead:
+                ahead = self.plan_ahead()
+                if ahead is not None:
+                    flights.append((ahead, self.worker.run(ahead)))
+            if abort_number is not None:
+                self.abort(abort_number)
+                abort_number = None
+            self.apply(*flights.popleft())
+        return plan
+
+    def plan_ahead(self) -> StepPlan | None:
+        plan = self.scheduler.plan_ahead()
+        self.cache.check()
+        if plan is not None:
+            self.trace.num_ahead += 1
+            self.see_published()
+        return plan
+
+    def apply(self, plan: StepPlan, result: StepResult) -> None:
         num_sampled = Counter(
             {self.request_of(row): len(done.token_ids) for row, done in zip_rows(plan, result)}
         )
         for output in self.scheduler.apply(plan, result):
             request_id = output.request_id
-            assert request_id not in self.trace.aborted
+            assert not self.trace.has_ended(request_id)
             self.trace.outputs.setdefault(request_id, []).append(output)
             self.trace.num_stops_in_drafts += len(output.token_ids) < num_sampled[request_id]
             if output.finish_reason == "error":
                 self.trace.broken.add(request_id)
         self.cache.check()
-        return plan
 
     def lose(self, *, has_run: bool) -> None:
         """A step whose result does not come, and that the worker has run or not."""
@@ -205,7 +229,7 @@ class Driver:
             self.trace.lost.add(f"r{seed}" if seed is not None else self.request_of(row))
         if has_run:
             self.worker.run(plan)
-        self.scheduler.discard(plan)
+        self.scheduler.discard()
         self.cache.check()
 
     def request_of(self, row: StepRow) -> str:
