@@ -63,14 +63,13 @@ def make_batch(heads: Heads, batch: Sequences, device: torch.device) -> Argument
         for low, end in zip(lows, ends, strict=True)
     ]
     num_pages = sum(map(len, spans)) + 3
-    free = torch.randperm(num_pages, device="cpu").tolist()
+    free = torch.randperm(num_pages, device="cpu").split([*map(len, spans), 3])
     table = torch.full((len(spans), max(1, *(s.stop for s in spans)) + 1), -(2**30), device="cpu")
     seen = torch.zeros(num_pages, page, dtype=torch.bool, device="cpu")
-    for row, (span, low, end) in enumerate(zip(spans, lows, ends, strict=True)):
-        for number in span:
-            table[row, number] = own = free.pop()
-            first = number * page
-            seen[own, max(low - first, 0) : end - first] = True
+    for row, (own, span, low, end) in enumerate(zip(free[:-1], spans, lows, ends, strict=True)):
+        table[row, span.start : span.stop] = own
+        positions = torch.arange(low, max(low, end), device="cpu")
+        seen[table[row][positions // page], positions % page] = True
     hidden = (~seen).flatten().nonzero().flatten().to(device)
     pools = []
     for width in (heads.qk, heads.v):

@@ -20,16 +20,17 @@ from mimo_engine.kernels.attention.tiles import (
     scan,
 )
 
-__all__ = ["MIN_KEYS", "few_rows"]
+__all__ = ["MAX_SPLITS", "MIN_KEYS", "few_rows"]
 
 MIN_KEYS = 128
 """In a split: fewer would cost more to merge than to read."""
-_MIN_KEYS = tl.constexpr(MIN_KEYS)
+MAX_SPLITS = 32
+_MIN_KEYS, _MAX_SPLITS = tl.constexpr(MIN_KEYS), tl.constexpr(MAX_SPLITS)
 
 
-# Tables are parts of larger tensors, and their width changes: no code of its own for either.
+# Tables are parts of larger tensors, and sizes change: no code of its own for any.
 @triton.jit(
-    do_not_specialize=["table_stride"],
+    do_not_specialize=["table_stride", "num_splits"],
     do_not_specialize_on_alignment=[
         "first_row_ptr",
         "first_position_ptr",
@@ -51,14 +52,15 @@ def few_rows(
     visible_from_ptr,
     table_ptr,
     table_stride,
+    num_splits,
     SHAPE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
-    NUM_SPLITS: tl.constexpr,
+    IS_SPLIT: tl.constexpr,
 ):
-    """Sequences of more than ROWS rows are left to the other kernel. BLOCK places: ROWS rows, and
-    what is missing to the least that can be multiplied."""
+    """Sequences of more than ROWS rows are left to the other kernel. IS_SPLIT: there are parts
+    [groups, num_splits, BLOCK, dv], stats [groups, num_splits, 2, BLOCK] and tickets [groups]."""
     DV: tl.constexpr = SHAPE.dv
     kv_head, split, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     first_row = tl.load(first_row_ptr + sequence)
@@ -69,7 +71,7 @@ def few_rows(
     low = first_seen(tl.load(visible_from_ptr + sequence), position, SHAPE)
     end = tl.maximum(position + num_rows, low)
     num_tiles = tl.cdiv(end - low, TILE)
-    per_split = tl.maximum(tl.cdiv(num_tiles, NUM_SPLITS), _MIN_KEYS // TILE)
+    per_split = tl.maximum(tl.cdiv(num_tiles, num_splits), _MIN_KEYS // TILE)
     num_parts = tl.maximum(tl.cdiv(num_tiles, per_split), 1)
     if split >= num_parts:
         return
@@ -86,15 +88,15 @@ def few_rows(
         table, q0, q1, k_own, v_own, low, stop, end, positions, maxima, sums, total, TILE, True,
         SHAPE,
     )  # fmt: skip
-    if NUM_SPLITS > 1:
-        tile = sequence * SHAPE.num_kv_heads + kv_head
-        parts = part_ptr + tile.to(tl.int64) * (NUM_SPLITS * BLOCK * DV)
-        stats = stat_ptr + tile.to(tl.int64) * (NUM_SPLITS * BLOCK * 2)
+    if IS_SPLIT:
+        group = sequence * SHAPE.num_kv_heads + kv_head
+        parts = part_ptr + group.to(tl.int64) * num_splits * (BLOCK * DV)
+        stats = stat_ptr + group.to(tl.int64) * num_splits * (BLOCK * 2)
         _leave(parts, stats, split, places, maxima, sums, total, BLOCK, DV)
-        if tl.atomic_add(ticket_ptr + tile, 1, sem="acq_rel", scope="gpu") != num_parts - 1:
+        if tl.atomic_add(ticket_ptr + group, 1, sem="acq_rel", scope="gpu") != num_parts - 1:
             return
-        tl.store(ticket_ptr + tile, 0)
-        sums, total = _merged(parts, stats, num_parts, places, BLOCK, DV, NUM_SPLITS)
+        tl.store(ticket_ptr + group, 0)
+        sums, total = _merged(parts, stats, num_parts, places, BLOCK, DV)
     finish(out_ptr, sums, total, first_row, num_rows, kv_head, places, SHAPE)
 
 
@@ -127,13 +129,12 @@ def _merged(
     places,
     BLOCK: tl.constexpr,
     DV: tl.constexpr,
-    NUM_SPLITS: tl.constexpr,
 ):
     """(sums, total) of all parts of a tile. Several are read without waiting for one another; the
     first-level cache, which knows nothing of other programs' stores, is passed by."""
     AT_ONCE: tl.constexpr = 128 // BLOCK
     maxima = tl.full((BLOCK,), LOWEST, tl.float32)
-    for i in tl.static_range(NUM_SPLITS):
+    for i in tl.static_range(_MAX_SPLITS):
         stats = stat_ptr + tl.minimum(i, num_parts - 1) * (2 * BLOCK) + places
         maxima = tl.maximum(maxima, tl.load(stats, cache_modifier=".cg"))
     sums = tl.zeros((BLOCK,), tl.float32)

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 import triton
 
-from mimo_engine.kernels.attention.few import MIN_KEYS, few_rows
+from mimo_engine.kernels.attention.few import MAX_SPLITS, MIN_KEYS, few_rows
 from mimo_engine.kernels.attention.many import many_rows
 from mimo_engine.kernels.attention.rows import PagedRows
 from mimo_engine.kernels.attention.tiles import Shape
@@ -28,7 +28,6 @@ _WANTED_PROGRAMS = 512
 """About four for each multiprocessor."""
 _MAX_ALONE = 128
 """Up to so many programs have a multiprocessor each."""
-_MAX_SPLITS = 32
 _MAX_TICKETS = 1 << 16
 
 
@@ -133,11 +132,12 @@ def _few(tensors: tuple[torch.Tensor, ...], rows: PagedRows, shape: Shape, num_r
         rows.visible_from,
         rows.page_table,
         rows.page_table.stride(0),
+        num_splits,
         SHAPE=shape,
         ROWS=num_rows,
         BLOCK=tiling.places,
         TILE=tiling.tile,
-        NUM_SPLITS=num_splits,
+        IS_SPLIT=num_splits > 1,
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
     )
@@ -146,7 +146,7 @@ def _few(tensors: tuple[torch.Tensor, ...], rows: PagedRows, shape: Shape, num_r
 def _num_splits(num_groups: int, most: int) -> int:
     """A power of two, the fewest that give programs enough, while there are keys enough."""
     splits = 1
-    while splits * num_groups < _WANTED_PROGRAMS and 2 * splits <= min(_MAX_SPLITS, most):
+    while splits * num_groups < _WANTED_PROGRAMS and 2 * splits <= min(MAX_SPLITS, most):
         splits *= 2
     return splits
 
