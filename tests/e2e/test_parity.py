@@ -18,8 +18,8 @@ from transformers import MiMoV2FlashForCausalLM
 from mimo_engine import LLM, SamplingParams
 from mimo_engine.checkpoint.export import ExportFormat
 from mimo_engine.config.engine import CacheConfig, ModelSettings, SchedulerConfig
-from mimo_engine.engine.executor import Executor
-from mimo_engine.scheduler.plan import StepPlan, StepResult
+from mimo_engine.engine.executor import Executor, Pending
+from mimo_engine.scheduler.plan import StepPlan
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)
 
@@ -54,7 +54,9 @@ class RecordingExecutor(Executor):
     inner: Executor
     logits: dict[int, torch.Tensor] = field(default_factory=dict)
 
-    def run(self, plan: StepPlan) -> StepResult:
+    runs_ahead = False
+
+    def launch(self, plan: StepPlan) -> Pending:
         runner = self.inner.worker.runner
         assert runner is not None
         with torch.inference_mode():
@@ -63,7 +65,7 @@ class RecordingExecutor(Executor):
             rows = runner.model.logits(hidden)
         positions = [p for row in plan.rows for p in range(row.start, row.start + row.num_tokens)]
         self.logits.update(zip(positions, rows, strict=True))
-        return self.inner.run(plan)
+        return self.inner.launch(plan)
 
 
 def logits_of(llm: LLM, prompt: list[int], max_tokens: int = 16) -> tuple[torch.Tensor, list[int]]:

@@ -14,7 +14,9 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -27,15 +29,27 @@ from mimo_engine.config.engine import GIB, EngineConfig
 from mimo_engine.config.media import served_media
 from mimo_engine.config.model import ModelConfig, load_model_config
 from mimo_engine.engine.drafts import DraftControl, num_draft_layers
-from mimo_engine.engine.executor import Executor, build_executor
+from mimo_engine.engine.executor import Executor, Pending, build_executor
 from mimo_engine.errors import ConfigError, RequestError
 from mimo_engine.messages import EngineInfo, EngineStats, NewRequest, TokenOutput
 from mimo_engine.multimodal.shared_arrays import SharedArrays
+from mimo_engine.scheduler.plan import StepPlan
 from mimo_engine.scheduler.scheduler import Scheduler
 
 __all__ = ["EngineCore", "build_engine"]
 
 _logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A step at the workers."""
+
+    plan: StepPlan
+    depth: int
+    pending: Pending
+    launched: float
+    """Seconds of time.perf_counter."""
 
 
 class EngineCore:
@@ -53,6 +67,8 @@ class EngineCore:
         self._scheduler = scheduler
         self._info = info
         self._drafts = drafts
+        self._flights: deque[_Flight] = deque()
+        self._last_result = 0.0
 
     @property
     def has_work(self) -> bool:
@@ -77,23 +93,53 @@ class EngineCore:
         return self._scheduler.abort(request_id)
 
     def step(self) -> list[TokenOutput]:
-        """Run one step, if there is anything to run, and return what it produced."""
-        depth = 0
-        if self._drafts is not None:
-            depth = self._drafts.choose(self._scheduler.num_decoding)
-        plan = self._scheduler.plan(depth)
-        if plan is None:
-            return []
-        started = time.perf_counter()
+        """Run one step, if there is anything to run, and return what it produced.
+
+        Where the workers can, the step after it is under way when this returns: planned before this
+        one's tokens were known, so that a GPU need not wait for the host.
+        """
         try:
-            result = self.executor.run(plan)
+            if not (self._flights or self._launch_next()):
+                return []
+            if self.executor.runs_ahead:
+                self._launch_ahead()
+            flight = self._flights.popleft()
+            result = flight.pending.result()
         except BaseException:
             # Ctrl-C in a notebook, say: what was under way is lost, the engine is not.
+            self._flights.clear()
             self._scheduler.discard()
             raise
+        now = time.perf_counter()
         if self._drafts is not None:
-            self._drafts.saw(plan, result, depth, time.perf_counter() - started)
-        return self._scheduler.apply(plan, result)
+            # Of steps in a row, each takes as long as it comes after the one before.
+            seconds = now - max(flight.launched, self._last_result)
+            self._drafts.saw(flight.plan, result, flight.depth, seconds)
+        self._last_result = now
+        return self._scheduler.apply(flight.plan, result)
+
+    def _launch_next(self) -> bool:
+        """Begin what comes next; False: there is nothing to do."""
+        depth = self._choose_depth()
+        plan = self._scheduler.plan(depth)
+        if plan is not None:
+            self._launch(plan, depth)
+        return plan is not None
+
+    def _launch_ahead(self) -> None:
+        """Begin the step after the one that is under way, if it can be foreseen."""
+        depth = self._choose_depth()
+        if len(self._flights) == 1 and depth == self._flights[0].depth:
+            plan = self._scheduler.plan_ahead()
+            if plan is not None:
+                self._launch(plan, depth)
+
+    def _launch(self, plan: StepPlan, depth: int) -> None:
+        launched = time.perf_counter()
+        self._flights.append(_Flight(plan, depth, self.executor.launch(plan), launched))
+
+    def _choose_depth(self) -> int:
+        return 0 if self._drafts is None else self._drafts.choose(self._scheduler.num_decoding)
 
     def stats(self) -> EngineStats:
         stats = self._scheduler.stats()

@@ -28,9 +28,10 @@ from mimo_engine.errors import ConfigError, EngineDeadError
 from mimo_engine.messages import MediaItem
 from mimo_engine.multimodal.shared_arrays import SharedArrays
 from mimo_engine.scheduler.plan import StepPlan, StepResult
+from mimo_engine.worker.runner import Pending
 from mimo_engine.worker.worker import Worker, resolve_device
 
-__all__ = ["Executor", "build_executor"]
+__all__ = ["Executor", "Pending", "build_executor"]
 
 _COLLECTIVE_TIMEOUT = timedelta(seconds=600)
 
@@ -61,8 +62,17 @@ class Executor:
         assert self.worker.media is not None, "text alone is served: the core refuses media before"
         self.worker.media.add(items, features)
 
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether `launch` may come again before the result of the plan before was taken."""
+        return self.worker.runs_ahead
+
+    def launch(self, plan: StepPlan) -> Pending:
+        """Begin the step; its result can be waited for. Plans run in the order of their launch."""
+        return self.worker.launch(plan)
+
     def run(self, plan: StepPlan) -> StepResult:
-        return self.worker.run(plan)
+        return self.launch(plan).result()
 
     def close(self) -> None:
         """Nothing outlives the object."""
@@ -87,10 +97,10 @@ class _ParallelExecutor(Executor):
         self._send(_Allocate(layout=layout, max_model_len=max_model_len))
         super().allocate(layout, max_model_len=max_model_len)
 
-    def run(self, plan: StepPlan) -> StepResult:
+    def launch(self, plan: StepPlan) -> Pending:
         self._send(plan)
         try:
-            return super().run(plan)
+            return super().launch(plan)
         except BaseException:
             # The ranks no longer agree on what comes next: this was their last plan.
             self._close_pipes()

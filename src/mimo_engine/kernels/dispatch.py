@@ -19,12 +19,13 @@ from mimo_engine.config.engine import KernelChoice
 from mimo_engine.errors import ConfigError
 from mimo_engine.kernels.activation import swiglu
 from mimo_engine.kernels.attention import AttentionGroup, PagedRows, attention
+from mimo_engine.kernels.decode_step import StepRows
 from mimo_engine.kernels.linear import linear, linear_parts
 from mimo_engine.kernels.moe import experts, route
 from mimo_engine.kernels.norm import add_rms_norm
 from mimo_engine.kernels.rope_kv import rope_and_write
 
-__all__ = ["REFERENCE", "AttentionRows", "Kernels", "choose_kernels", "describe"]
+__all__ = ["REFERENCE", "AttentionRows", "Kernels", "StepKernels", "choose_kernels", "describe"]
 
 
 AttentionRows = Sequence[AttentionGroup] | PagedRows
@@ -46,6 +47,18 @@ class Kernels:
     attention: Callable[..., torch.Tensor]
     route: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     experts: Callable[..., torch.Tensor]
+    step: StepKernels | None
+    """None: steps are not captured."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepKernels:
+    """What surrounds the forward pass in a step that never waits for the host."""
+
+    begin_step: Callable[..., StepRows]
+    end_step: Callable[..., torch.Tensor]
+    sample_rows: Callable[..., torch.Tensor]
+    accept_drafts: Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
 REFERENCE = Kernels(
@@ -59,6 +72,7 @@ REFERENCE = Kernels(
     attention=attention,
     route=route,
     experts=experts,
+    step=None,
 )
 
 

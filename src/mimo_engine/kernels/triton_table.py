@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from mimo_engine.kernels.activation.triton import swiglu
 from mimo_engine.kernels.attention.triton import paged_attention
-from mimo_engine.kernels.dispatch import Kernels
+from mimo_engine.kernels.decode_step.triton import begin_step, end_step
+from mimo_engine.kernels.dispatch import Kernels, StepKernels
 from mimo_engine.kernels.linear.triton import linear, linear_parts
 from mimo_engine.kernels.moe.router import route
 from mimo_engine.kernels.moe.triton import experts
 from mimo_engine.kernels.norm.triton import add_rms_norm
 from mimo_engine.kernels.rope_kv.triton import rope_and_write
+from mimo_engine.kernels.sampling.triton import accept_drafts, sample_rows
 
 __all__ = ["TRITON"]
 
@@ -24,4 +26,10 @@ TRITON = Kernels(
     attention=paged_attention,
     route=route,
     experts=experts,
+    step=StepKernels(
+        begin_step=begin_step,
+        end_step=end_step,
+        sample_rows=sample_rows,
+        accept_drafts=accept_drafts,
+    ),
 )

@@ -16,14 +16,19 @@ __all__ = ["Embedding", "Head"]
 class Embedding(nn.Module):
     """Rows first_row ... first_row + num_rows - 1 of the table; other ids contribute zero."""
 
-    def __init__(self, num_rows: int, hidden_size: int, *, first_row: int, comm: Comm) -> None:
+    def __init__(
+        self, num_rows: int, hidden_size: int, *, first_row: int, vocab_size: int, comm: Comm
+    ) -> None:
         super().__init__()
+        self._is_whole = num_rows >= vocab_size
         self.weight = nn.Parameter(torch.empty(num_rows, hidden_size))
         self._first_row = first_row
         self._comm = comm
 
     def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
         """token_ids [N] int64 -> [N, H]."""
+        if self._is_whole:
+            return F.embedding(token_ids, self.weight)
         local = token_ids - self._first_row
         absent = (local < 0) | (local >= self.weight.shape[0])
         rows = F.embedding(local.masked_fill(absent, 0), self.weight)
@@ -43,6 +48,6 @@ class Head(nn.Module):
         self._kernels = kernels
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden [R, H] -> logits [R, V] fp32."""
+        """hidden [R, H] -> logits [R, V] in hidden's dtype."""
         logits = self._kernels.linear(hidden, self.weight)
-        return self._comm.all_gather(logits)[..., : self._vocab_size].float()
+        return self._comm.all_gather(logits)[..., : self._vocab_size]

@@ -87,6 +87,7 @@ class TextModel(nn.Module):
             vocabulary.local_size,
             config.hidden_size,
             first_row=vocabulary.start(plan.tp_rank),
+            vocab_size=config.vocab_size,
             comm=comm,
         )
         self.layers = nn.ModuleList(
@@ -130,4 +131,8 @@ class TextModel(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [R, H] -> logits [R, V] fp32."""
+        return self.raw_logits(hidden).float()
+
+    def raw_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`logits` in hidden's dtype, as they are computed."""
         return self.lm_head(hidden)

@@ -51,6 +51,8 @@ class SlotState:
     """Guesses of the tokens that follow."""
     draft_proposals: list[torch.Tensor] = field(default_factory=list)
     """[V] each, what the drafts were drawn from; empty: each is the likeliest of its layer."""
+    on_device: bool = False
+    """Whether the device knows the last token and what comes with it (graphs.py)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +81,7 @@ class StepInputs:
         reads_pages: bool = False,
     ) -> None:
         """reads_pages: what attention is told, page tables on the device or slots key by key."""
-        self._page_size = page_size
+        self.page_size = page_size
         self._window = window
         self._device = device
         self._kinds = tuple(AttentionKind) if window is not None else (AttentionKind.FULL,)
@@ -87,10 +89,11 @@ class StepInputs:
         self._tables = {
             kind: np.zeros((num_slots, max_pages), dtype=np.int32) for kind in AttentionKind
         }
-        self._device_tables = {
-            kind: torch.zeros(num_slots, max_pages, dtype=torch.int32, device=device)
+        self.device_tables = {
+            kind: torch.zeros(1 + num_slots, max_pages, dtype=torch.int32, device=device)
             for kind in (self._kinds if reads_pages else ())
         }
+        """Page tables for attention that reads them: row 1 + slot; row 0 is nobody's."""
 
     def state(self, slot: int) -> SlotState:
         state = self._slots[slot]
@@ -111,12 +114,12 @@ class StepInputs:
         for slot, run in runs:
             if run.pages:
                 table[slot, run.first : run.first + len(run.pages)] = run.pages
-                first = slot * table.shape[1] + run.first
+                first = (1 + slot) * table.shape[1] + run.first
                 places += range(first, first + len(run.pages))
                 pages += run.pages
-        if pages and kind in self._device_tables:
+        if pages and kind in self.device_tables:
             entered = self._tensor(np.array([places, pages], dtype=np.int64))
-            self._device_tables[kind].view(-1)[entered[0]] = entered[1].int()
+            self.device_tables[kind].view(-1)[entered[0]] = entered[1].int()
 
     def media_pieces(self, plan: StepPlan) -> list[MediaPiece]:
         """What of the encoded media the batch of `plan.rows` reads, by batch row."""
@@ -185,19 +188,19 @@ class StepInputs:
         )
 
     def _attention_rows(self, kind: AttentionKind, rows: Sequence[Rows]) -> AttentionRows:
-        if kind not in self._device_tables:
+        if kind not in self.device_tables:
             return self._groups(kind, rows)
-        numbers = np.array([(row.slot, row.start, row.visible_from) for row in rows])
+        numbers = np.array([(1 + row.slot, row.start, row.visible_from) for row in rows])
         slots, first_position, visible_from = self._tensor(numbers.T.astype(np.int32))
         first_row = np.cumsum([0, *(row.count for row in rows)], dtype=np.int32)
         last = max(row.start + row.count for row in rows)
-        num_pages = -(-last // self._page_size)
+        num_pages = -(-last // self.page_size)
         return PagedRows(
             first_row=self._tensor(first_row),
             first_position=first_position,
             visible_from=visible_from,
-            page_table=self._device_tables[kind][:, :num_pages].index_select(0, slots),
-            page_size=self._page_size,
+            page_table=self.device_tables[kind][:, :num_pages].index_select(0, slots),
+            page_size=self.page_size,
             max_rows=max(row.count for row in rows),
             max_len=last,
         )
@@ -240,8 +243,8 @@ class StepInputs:
         self, kind: AttentionKind, slots: np.ndarray, positions: np.ndarray
     ) -> np.ndarray:
         """Pool slots of positions of the requests in `slots`, broadcast; int64."""
-        pages = self._tables[kind][slots, positions // self._page_size].astype(np.int64)
-        return pages * self._page_size + positions % self._page_size
+        pages = self._tables[kind][slots, positions // self.page_size].astype(np.int64)
+        return pages * self.page_size + positions % self.page_size
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -20,13 +21,14 @@ from mimo_engine.sampling.rejection import Drafts, verify
 from mimo_engine.sampling.sampler import SamplingRow, TokenChoice
 from mimo_engine.scheduler.plan import RowResult, StepPlan, StepResult, StepRow
 from mimo_engine.worker.drafting import Drafter, DraftPass
+from mimo_engine.worker.graphs import DecodeGraphs
 from mimo_engine.worker.inputs import Rows, SlotState, StepInputs
 from mimo_engine.worker.masks import ConstraintTable, SamplingSlot, StepMasks
 from mimo_engine.worker.media import MediaEncoder
 
-__all__ = ["Runner"]
+__all__ = ["BROKEN_LOGITS", "Done", "Pending", "Runner"]
 
-_BROKEN_LOGITS = (
+BROKEN_LOGITS = (
     "the model computed NaN or infinite logits for this request: run `mimo-engine check --deep` on "
     "the checkpoint, and try --dtype float32"
 )
@@ -44,11 +46,30 @@ class _LogitRows:
     does not sample."""
 
 
+class Pending(Protocol):
+    """A step that was begun."""
+
+    def result(self) -> StepResult:
+        """Waits for it. Once."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A step that is over."""
+
+    value: StepResult
+
+    def result(self) -> StepResult:
+        return self.value
+
+
 class Runner:
     """Runs plans over a loaded model. `num_live_tokens`: ids from there on are never sampled.
 
     media: rank 0's towers; None on other ranks, and where text alone is served. drafter: the draft
-    layers; None where nothing is drafted.
+    layers; None where nothing is drafted. graphs: captured steps; None: each step is run piece by
+    piece.
     """
 
     def __init__(
@@ -62,6 +83,7 @@ class Runner:
         comm: Comm,
         media: MediaEncoder | None = None,
         drafter: Drafter | None = None,
+        graphs: DecodeGraphs | None = None,
     ) -> None:
         self.model = model
         self.inputs = inputs
@@ -71,6 +93,22 @@ class Runner:
         self._comm = comm
         self._media = media
         self._drafter = drafter
+        self._graphs = graphs
+
+    @property
+    def has_graphs(self) -> bool:
+        return self._graphs is not None
+
+    def launch(self, plan: StepPlan) -> Pending:
+        """Begin the step; what is captured is under way when this returns, anything else done."""
+        graphs = self._graphs
+        if graphs is None or plan.admissions or plan.encode or not graphs.takes(plan):
+            assert not plan.is_ahead
+            return Done(self.run(plan))
+        if self._media is not None:
+            self._media.forget(plan.forget)
+        self.inputs.apply(plan)
+        return graphs.launch(plan)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
@@ -101,7 +139,7 @@ class Runner:
         choices = self._sample(plan.rows, wanted, is_broken, logits, masks)
         results = []
         for row, prompt, broken in zip(plan.rows, wanted.prompt, is_broken, strict=True):
-            error = _BROKEN_LOGITS if broken else masks.error(row.slot)
+            error = BROKEN_LOGITS if broken else masks.error(row.slot)
             if error is not None:
                 results.append(RowResult(error=error))
             else:
@@ -220,6 +258,7 @@ class Runner:
             if not tokens:
                 continue
             state.token_ids += tokens
+            state.on_device = False
             state.drafts = []
             state.draft_proposals = []
             if row.num_proposals:

@@ -8,6 +8,7 @@ result = worker.run(plan)       for every plan
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,11 +35,12 @@ from mimo_engine.model.text import TextModel
 from mimo_engine.model.vision import MiMoVisionTransformer
 from mimo_engine.scheduler.plan import StepPlan, StepResult
 from mimo_engine.worker.drafting import Drafter
+from mimo_engine.worker.graphs import DecodeGraphs
 from mimo_engine.worker.inputs import StepInputs
 from mimo_engine.worker.kv_pools import allocate_pools
 from mimo_engine.worker.masks import ConstraintTable
 from mimo_engine.worker.media import MediaEncoder, Towers
-from mimo_engine.worker.runner import Runner
+from mimo_engine.worker.runner import BROKEN_LOGITS, Pending, Runner
 
 __all__ = ["Worker", "resolve_device", "resolve_dtype"]
 
@@ -224,7 +226,35 @@ class Worker:
             comm=self._comm,
             media=self.media,
             drafter=self._drafter(inputs, caches[num_layers:]),
+            graphs=self._captured(inputs, caches[:num_layers], max_model_len),
         )
+
+    def _captured(
+        self, inputs: StepInputs, caches: Sequence[LayerCache], max_len: int
+    ) -> DecodeGraphs | None:
+        """Decode steps, where kernels can be captured; between ranks they are not yet."""
+        kernels = self._kernels.step
+        if kernels is None or self._plan.tp_size > 1:
+            return None
+        started = time.perf_counter()
+        graphs = DecodeGraphs(
+            self.model,
+            inputs,
+            caches,
+            kernels,
+            num_slots=self._config.scheduler.max_num_seqs,
+            num_live_tokens=self._num_live_tokens,
+            max_len=max_len,
+            error=BROKEN_LOGITS,
+        )
+        graphs.capture()
+        _logger.info("captured decode steps in %.1f s", time.perf_counter() - started)
+        return graphs
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether a plan can be launched before the result of the one before is taken."""
+        return self.runner is not None and self.runner.has_graphs
 
     def _drafter(self, inputs: StepInputs, caches: Sequence[LayerCache]) -> Drafter | None:
         if not caches:
@@ -244,9 +274,12 @@ class Worker:
             comm=self._comm,
         )
 
-    def run(self, plan: StepPlan) -> StepResult:
+    def launch(self, plan: StepPlan) -> Pending:
         assert self.runner is not None, "allocate comes first"
-        return self.runner.run(plan)
+        return self.runner.launch(plan)
+
+    def run(self, plan: StepPlan) -> StepResult:
+        return self.launch(plan).result()
 
 
 def _grammar_compiler(config: EngineConfig, model_config: ModelConfig) -> GrammarCompiler:

@@ -21,6 +21,7 @@ from mimo_engine.cli.random_checkpoint import SMALL_MODEL
 from mimo_engine.messages import NewRequest
 from mimo_engine.model.batch import packed_batch
 from mimo_engine.scheduler.plan import StepRow
+from mimo_engine.worker.runner import Done
 
 NUM_LAYERS = 3
 # Of 512 tokens: the head is always loudly for one of these two and against the other, so nearly all
@@ -99,14 +100,14 @@ class DraftWatch:
         self.made: list[Made] = []
         self.plans = []
         self._worker = llm.core.executor.worker
-        self._run = llm.core.executor.run
+        self._launch = llm.core.executor.launch
         self._numbers = itertools.count()
         self._request_of = {}
-        llm.core.executor.run = self._watched
+        llm.core.executor.launch = self._watched
 
     def _watched(self, plan):
         self.plans.append(plan)
-        result = self._run(plan)
+        result = self._launch(plan).result()
         for admission in plan.admissions:
             self._request_of[admission.slot] = next(self._numbers)
         for row, done in zip(plan.rows, result.rows, strict=True):
@@ -127,7 +128,7 @@ class DraftWatch:
                         num_accepted=len(done.token_ids) - 1,
                     )
                 )
-        return result
+        return Done(result)
 
     @property
     def acceptance(self):
