@@ -8,15 +8,37 @@ from functools import partial
 import torch
 
 from mimo_engine.kernels.linear.cases import random_fp8
-from mimo_engine.kernels.moe import reference, router, triton
+from mimo_engine.kernels.moe import mxfp4, mxfp4_reference, reference, router, triton
 from mimo_engine.kernels.op import Arguments, Case, Op, Work
-from mimo_engine.kernels.quant import Fp8BlockWeight
+from mimo_engine.kernels.quant import Fp8BlockWeight, Mxfp4Weight
+from mimo_engine.kernels.quant.mxfp4_layout import Activations, PackedMxfp4, pack_mxfp4
 
 __all__ = ["OPS"]
 
 
+def _random_mxfp4(
+    num_experts: int, num_rows: int, size: int, activations: Activations, device: torch.device
+) -> PackedMxfp4:
+    """Values around 0.05, some groups of zeros under a large exponent, some too small for FP8."""
+    packed = torch.randint(
+        256, (num_experts, num_rows, size // 2), dtype=torch.uint8, device=device
+    )
+    scales = torch.randint(
+        117, 124, (num_experts, num_rows, size // 32), dtype=torch.uint8, device=device
+    )
+    packed.unflatten(-1, (-1, 16))[:, 1::5, ::7] = 0
+    scales[:, 1::5, ::7] = 140
+    scales[:, ::6, ::5] = 100
+    return pack_mxfp4(Mxfp4Weight(packed=packed, scales=scales), activations)[0]
+
+
 def _make(
-    num_tokens: int, shape: Sequence[int], top_k: int, is_fp8: bool, device: torch.device
+    num_tokens: int,
+    shape: Sequence[int],
+    top_k: int,
+    is_fp8: bool,
+    activations: Activations | None,
+    device: torch.device,
 ) -> Arguments:
     num_experts, size, width = shape
     # Crowded experts and idle ones.
@@ -24,7 +46,10 @@ def _make(
     if num_experts < 32:
         scores += torch.linspace(0, 1, num_experts, device=device)
     x = torch.randn(num_tokens, size, device=device).bfloat16()
-    if is_fp8:
+    if activations is not None:
+        gate_up = _random_mxfp4(num_experts, 2 * width, size, activations, device)
+        down = _random_mxfp4(num_experts, size, width, activations, device)
+    elif is_fp8:
         gate_up = random_fp8(2 * width, size, 2 * width, device, num_experts)
         down = random_fp8(size, width, size, device, num_experts)
     else:
@@ -48,7 +73,8 @@ def _work(arguments: Arguments) -> Work:
     return Work(
         num_bytes=touched * weight_bytes + 2 * x.nbytes,
         num_flops=6 * chosen.numel() * x.shape[1] * gate_up.shape[1] // 2,
-        is_fp8=isinstance(gate_up, Fp8BlockWeight),
+        is_fp8=isinstance(gate_up, Fp8BlockWeight)
+        or (isinstance(gate_up, PackedMxfp4) and gate_up.activations == "fp8"),
     )
 
 
@@ -83,11 +109,18 @@ def _routing(num_tokens: int, num_experts: int, size: int, top_k: int, normalise
     )
 
 
-def _case(num_tokens: int, shape: Sequence[int], top_k: int, is_fp8: bool) -> Case:
+def _case(
+    num_tokens: int,
+    shape: Sequence[int],
+    top_k: int,
+    is_fp8: bool,
+    activations: Activations | None = None,
+) -> Case:
+    """With `activations`: MXFP4 weights, packed for them."""
     is_small = shape[0] < 32
     return Case(
         name=f"{'fp8' if is_fp8 else 'bf16'} {num_tokens} tokens, {shape[0]} experts",
-        make=partial(_make, num_tokens, shape, top_k, is_fp8),
+        make=partial(_make, num_tokens, shape, top_k, is_fp8, activations),
         work=None if is_small else _work,
         is_small=is_small,
     )
@@ -95,6 +128,30 @@ def _case(num_tokens: int, shape: Sequence[int], top_k: int, is_fp8: bool) -> Ca
 
 _SMALL = (5, 128, 72)
 _REAL = (256, 4096, 2048)
+_COUNTS = (1, 4, 8, 16, 32, 64, 128, 256, 512, 4096)
+
+
+def _mxfp4_op(activations: Activations, tolerance: float) -> Op:
+    def case(num_tokens: int, shape: Sequence[int], top_k: int) -> Case:
+        return _case(num_tokens, shape, top_k, activations == "fp8", activations)
+
+    return Op(
+        name="experts mxfp4",
+        reference=lambda **named: _summed(mxfp4_reference.experts(**named)),
+        triton=lambda **named: _summed(mxfp4.experts(**named)),
+        cases=(
+            case(1, (5, 192, 96), 2),
+            case(3, (6, 256, 128), 2),
+            case(9, (5, 512, 160), 3),
+            case(40, (4, 192, 320), 2),
+            # Programs enough for the largest tiles.
+            case(30, (28, 64, 480), 2),
+            case(300, (3, 192, 96), 2),
+            *(case(count, _REAL, 8) for count in _COUNTS),
+        ),
+        tolerance=tolerance,
+    )
+
 
 OPS = (
     Op(
@@ -123,11 +180,13 @@ OPS = (
             _case(3, _SMALL, 2, False),
             _case(23, _SMALL, 5, False),
             _case(270, _SMALL, 1, False),
-            *(_case(count, _REAL, 8, True) for count in (1, 4, 8, 16, 32, 64, 128, 256, 512, 4096)),
+            *(_case(count, _REAL, 8, True) for count in _COUNTS),
         ),
         # An activation on the border of two FP8 codes may fall to either side, twice.
         tolerance=1e-2,
     ),
+    _mxfp4_op("bf16", 5e-3),
+    _mxfp4_op("fp8", 1e-2),
 )
 
 

@@ -21,7 +21,7 @@ from mimo_engine.kernels.moe.many import down_many, up_many
 from mimo_engine.kernels.quant import FP8_BLOCK, Fp8BlockWeight, Weight
 from mimo_engine.kernels.quant.triton import quantised
 
-__all__ = ["experts"]
+__all__ = ["experts", "tile_slots"]
 
 _BLOCK = tl.constexpr(FP8_BLOCK)
 _MAX_UNGROUPED_TOKENS = 4
@@ -32,7 +32,7 @@ _FEW_TILE, _DOWN_TILE = 64, 128
 
 
 @triton.jit
-def _tile_slots(
+def tile_slots(
     tile,
     chosen_ptr,
     tile_expert_ptr,
@@ -82,7 +82,7 @@ def _up_few(
 ):
     """out[slot, :] = silu(gate) * up, of TILE columns; weight [E, 2 * WIDTH, SIZE]."""
     NUM_BLOCKS: tl.constexpr = (SIZE + _BLOCK - 1) // _BLOCK
-    expert, slots, has_slot = _tile_slots(
+    expert, slots, has_slot = tile_slots(
         tl.program_id(1), chosen_ptr, tile_expert_ptr, tile_first_ptr, counts_ptr, slots_ptr,
         num_tokens, ROWS, IS_GROUPED,
     )  # fmt: skip
@@ -156,7 +156,7 @@ def _down_few(
 ):
     """out[slot, :] = share[slot] * (weight h[slot]); weight [E, NUM_OUT, SIZE]."""
     NUM_BLOCKS: tl.constexpr = (SIZE + _BLOCK - 1) // _BLOCK
-    expert, slots, has_slot = _tile_slots(
+    expert, slots, has_slot = tile_slots(
         tl.program_id(1), chosen_ptr, tile_expert_ptr, tile_first_ptr, counts_ptr, slots_ptr,
         num_tokens, ROWS, IS_GROUPED,
     )  # fmt: skip
@@ -298,7 +298,7 @@ def _many_tokens(
 
 
 def _places(chosen: torch.Tensor, tiles: Tiles | None) -> tuple[torch.Tensor, ...]:
-    """What `_tile_slots` reads; without tiles, of the last four nothing is."""
+    """What `tile_slots` reads; without tiles, of the last four nothing is."""
     if tiles is None:
         return (chosen,) * 5
     return (chosen, tiles.expert, tiles.first, tiles.counts, tiles.slots)
