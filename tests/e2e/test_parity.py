@@ -54,8 +54,6 @@ class RecordingExecutor(Executor):
     inner: Executor
     logits: dict[int, torch.Tensor] = field(default_factory=dict)
 
-    runs_ahead = False
-
     def launch(self, plan: StepPlan) -> Pending:
         runner = self.inner.worker.runner
         assert runner is not None

@@ -101,7 +101,7 @@ class EngineCore:
         try:
             if not (self._flights or self._launch_next()):
                 return []
-            if self.executor.runs_ahead:
+            if self._flights[-1].pending.is_under_way:
                 self._launch_ahead()
             flight = self._flights.popleft()
             result = flight.pending.result()

@@ -62,11 +62,6 @@ class Executor:
         assert self.worker.media is not None, "text alone is served: the core refuses media before"
         self.worker.media.add(items, features)
 
-    @property
-    def runs_ahead(self) -> bool:
-        """Whether `launch` may come again before the result of the plan before was taken."""
-        return self.worker.runs_ahead
-
     def launch(self, plan: StepPlan) -> Pending:
         """Begin the step; its result can be waited for. Plans run in the order of their launch."""
         return self.worker.launch(plan)

@@ -55,6 +55,8 @@ class _Graph:
 class PendingStep:
     """A step under way."""
 
+    is_under_way = True
+
     def __init__(
         self,
         states: Sequence[SlotState],

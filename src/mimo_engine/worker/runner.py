@@ -49,6 +49,11 @@ class _LogitRows:
 class Pending(Protocol):
     """A step that was begun."""
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether the step runs by itself, so that the one after it can be launched behind it."""
+        ...
+
     def result(self) -> StepResult:
         """Waits for it. Once."""
         ...
@@ -59,6 +64,7 @@ class Done:
     """A step that is over."""
 
     value: StepResult
+    is_under_way = False
 
     def result(self) -> StepResult:
         return self.value
@@ -94,10 +100,6 @@ class Runner:
         self._media = media
         self._drafter = drafter
         self._graphs = graphs
-
-    @property
-    def has_graphs(self) -> bool:
-        return self._graphs is not None
 
     def launch(self, plan: StepPlan) -> Pending:
         """Begin the step; what is captured is under way when this returns, anything else done."""

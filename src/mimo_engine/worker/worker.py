@@ -251,11 +251,6 @@ class Worker:
         _logger.info("captured decode steps in %.1f s", time.perf_counter() - started)
         return graphs
 
-    @property
-    def runs_ahead(self) -> bool:
-        """Whether a plan can be launched before the result of the one before is taken."""
-        return self.runner is not None and self.runner.has_graphs
-
     def _drafter(self, inputs: StepInputs, caches: Sequence[LayerCache]) -> Drafter | None:
         if not caches:
             return None

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-__all__ = ["Tiles", "make_tiles"]
+__all__ = ["Tiles", "make_tiles", "smaller_tiles"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +67,7 @@ def _lay_tiles(
     NUM_EXPERTS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    TILES: tl.constexpr,
 ):
     """One program: tile t belongs to the expert whose tiles begin last at or before t."""
     experts = tl.arange(0, BLOCK)
@@ -75,7 +76,7 @@ def _lay_tiles(
     ends = tl.cumsum(tiles, axis=0)
     starts = ends - tiles
     for i in range(num_rounds):
-        number = i * 16 + tl.arange(0, 16)
+        number = i * TILES + tl.arange(0, TILES)
         is_inside = (starts[None, :] <= number[:, None]) & (number[:, None] < ends[None, :])
         expert = tl.max(tl.where(is_inside, experts[None, :], -1), axis=1)
         start = tl.max(tl.where(is_inside, starts[None, :], 0), axis=1)
@@ -88,28 +89,35 @@ def make_tiles(chosen: torch.Tensor, num_experts: int, rows: int) -> Tiles:
     assert chosen.dtype is torch.int32
     assert chosen.is_contiguous()
     num_tokens, num_slots = chosen.shape[0], chosen.numel()
+    counts = torch.empty(num_experts, dtype=torch.int32, device=chosen.device)
+    slots = torch.empty(num_experts, num_tokens, dtype=torch.int32, device=chosen.device)
+    block = min(1024, max(32, triton.next_power_of_2(num_slots)))
+    _collect[(num_experts,)](chosen, slots, counts, num_slots, num_tokens, BLOCK=block, num_warps=4)
+    return _laid(counts, slots, num_slots, rows)
+
+
+def smaller_tiles(tiles: Tiles, num_slots: int, rows: int) -> Tiles:
+    """The same slots in tiles of another size."""
+    return _laid(tiles.counts, tiles.slots, num_slots, rows)
+
+
+def _laid(counts: torch.Tensor, slots: torch.Tensor, num_slots: int, rows: int) -> Tiles:
+    num_experts = len(counts)
     # An expert has a last tile that is not full, if it has any.
     num_tiles = min(num_slots, num_experts + num_slots // rows)
-    device = chosen.device
-    tiles = Tiles(
-        expert=torch.empty(num_tiles, dtype=torch.int32, device=device),
-        first=torch.empty(num_tiles, dtype=torch.int32, device=device),
-        counts=torch.empty(num_experts, dtype=torch.int32, device=device),
-        slots=torch.empty(num_experts, num_tokens, dtype=torch.int32, device=device),
-    )
-    block = min(1024, max(32, triton.next_power_of_2(num_slots)))
-    _collect[(num_experts,)](
-        chosen, tiles.slots, tiles.counts, num_slots, num_tokens, BLOCK=block, num_warps=4
-    )
+    expert = torch.empty(num_tiles, dtype=torch.int32, device=counts.device)
+    first = torch.empty(num_tiles, dtype=torch.int32, device=counts.device)
+    at_once = 16 if num_tiles <= 256 else 64
     _lay_tiles[(1,)](
-        tiles.counts,
-        tiles.expert,
-        tiles.first,
+        counts,
+        expert,
+        first,
         num_tiles,
-        triton.cdiv(num_tiles, 16),
+        triton.cdiv(num_tiles, at_once),
         NUM_EXPERTS=num_experts,
         ROWS=rows,
         BLOCK=triton.next_power_of_2(num_experts),
+        TILES=at_once,
         num_warps=8,
     )
-    return tiles
+    return Tiles(expert=expert, first=first, counts=counts, slots=slots)

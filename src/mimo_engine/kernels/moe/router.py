@@ -1,6 +1,7 @@
-"""The router for few tokens: fp32 logits, then the choice, in a kernel each.
+"""The router: fp32 logits, then the choice, in a kernel each.
 
-With many tokens the logits are torch's: a product of plain fp32.
+A few tokens have too little work for the whole GPU by experts alone, so columns are dealt too, and
+the choice adds up the parts.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import triton.language as tl
 
 __all__ = ["route"]
 
+_MAX_SINGLE_TOKENS = 4
 _MAX_FEW_TOKENS = 256
+_MAX_PARTS = 8
 
 
 @triton.jit
@@ -50,17 +53,20 @@ def _logits_of_some(
     num_tokens,
     SIZE: tl.constexpr,
     NUM_EXPERTS: tl.constexpr,
+    STEPS: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Of ROWS tokens and TILE experts, over STEPS blocks of columns: one of the parts."""
     tokens = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     experts = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    part = tl.program_id(2)
     has_token, has_expert = tokens < num_tokens, experts < NUM_EXPERTS
     rows = tokens.to(tl.int64)[:, None]
     total = tl.zeros((ROWS, TILE), tl.float32)
-    for start in range(0, SIZE, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
+    for step in range(STEPS):
+        columns = (part * STEPS + step) * BLOCK + tl.arange(0, BLOCK)
         inside = columns < SIZE
         x = tl.load(
             x_ptr + rows * SIZE + columns[None, :],
@@ -72,13 +78,10 @@ def _logits_of_some(
             mask=has_expert[None, :] & inside[:, None],
             other=0.0,
         )
-        # No shortcut to a format of fewer bits: near ties decide which expert computes.
-        total = tl.dot(x.to(tl.float32), w, total, input_precision="ieee")
-    tl.store(
-        out_ptr + rows * NUM_EXPERTS + experts[None, :],
-        total,
-        mask=has_token[:, None] & has_expert[None, :],
-    )
+        # Three products of tf32 are as good as fp32; one would let rounding choose experts.
+        total = tl.dot(x.to(tl.float32), w, total, input_precision="tf32x3")
+    place = out_ptr + (part * num_tokens + rows) * NUM_EXPERTS
+    tl.store(place + experts[None, :], total, mask=has_token[:, None] & has_expert[None, :])
 
 
 @triton.jit
@@ -88,6 +91,8 @@ def _choose(
     expert_ptr,
     weight_ptr,
     scaling_factor,
+    part_stride,
+    NUM_PARTS: tl.constexpr,
     NUM_EXPERTS: tl.constexpr,
     TOP_K: tl.constexpr,
     NORMALISES: tl.constexpr,
@@ -98,7 +103,10 @@ def _choose(
     token = tl.program_id(0).to(tl.int64)
     experts = tl.arange(0, BLOCK)
     inside = experts < NUM_EXPERTS
-    logits = tl.load(logits_ptr + token * NUM_EXPERTS + experts, mask=inside, other=0.0)
+    logits = tl.zeros((BLOCK,), tl.float32)
+    for part in tl.static_range(NUM_PARTS):
+        own = logits_ptr + part * part_stride + token * NUM_EXPERTS
+        logits += tl.load(own + experts, mask=inside, other=0.0)
     scores = 1 / (1 + tl.exp(-logits))
     left = tl.where(inside, scores + tl.load(bias_ptr + experts, mask=inside, other=0.0), -1e30)
     slots = tl.arange(0, SLOTS)
@@ -138,6 +146,8 @@ def route(
         chosen,
         weights,
         scaling_factor,
+        num_tokens * num_experts,
+        NUM_PARTS=logits.shape[0],
         NUM_EXPERTS=num_experts,
         TOP_K=top_k,
         NORMALISES=norm_topk_prob,
@@ -149,22 +159,26 @@ def route(
 
 
 def _logits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """[N, E] fp32."""
+    """[S, N, E] fp32: parts to be added up."""
     num_tokens, size = x.shape
     num_experts = weight.shape[0]
-    if num_tokens > _MAX_FEW_TOKENS:
-        return torch.nn.functional.linear(x.float(), weight)
-    logits = torch.empty(num_tokens, num_experts, dtype=torch.float32, device=x.device)
-    if num_tokens <= 4:
+    if num_tokens <= _MAX_SINGLE_TOKENS:
+        logits = torch.empty(1, num_tokens, num_experts, dtype=torch.float32, device=x.device)
         # A program's loads are all under way at once.
         block = min(4096, triton.next_power_of_2(size))
         _logits_of_one[(num_experts, num_tokens)](
             x, weight, logits, SIZE=size, NUM_EXPERTS=num_experts, TILE=1, BLOCK=block, num_warps=4
         )
         return logits
-    rows = tile = 16
-    _logits_of_some[(triton.cdiv(num_experts, tile), triton.cdiv(num_tokens, rows))](
-        x, weight, logits, num_tokens, SIZE=size, NUM_EXPERTS=num_experts, ROWS=rows, TILE=tile,
-        BLOCK=64, num_warps=4, num_stages=4,
+    is_many = num_tokens > _MAX_FEW_TOKENS
+    rows, tile, block = (64, 64, 32) if is_many else (16, 16, 64)
+    num_blocks = triton.cdiv(size, block)
+    num_parts = 1 if is_many else min(_MAX_PARTS, num_blocks)
+    logits = torch.empty(num_parts, num_tokens, num_experts, dtype=torch.float32, device=x.device)
+    grid = (triton.cdiv(num_experts, tile), triton.cdiv(num_tokens, rows), num_parts)
+    _logits_of_some[grid](
+        x, weight, logits, num_tokens, SIZE=size, NUM_EXPERTS=num_experts,
+        STEPS=triton.cdiv(num_blocks, num_parts), ROWS=rows, TILE=tile, BLOCK=block, num_warps=4,
+        num_stages=4,
     )  # fmt: skip
     return logits

@@ -16,7 +16,7 @@ import triton.language as tl
 
 from mimo_engine.kernels.activation.triton import activated
 from mimo_engine.kernels.linear.triton import quantise_rows
-from mimo_engine.kernels.moe.groups import Tiles, make_tiles
+from mimo_engine.kernels.moe.groups import Tiles, make_tiles, smaller_tiles
 from mimo_engine.kernels.moe.many import down_many, up_many
 from mimo_engine.kernels.quant import FP8_BLOCK, Fp8BlockWeight, Weight
 from mimo_engine.kernels.quant.triton import quantised
@@ -27,7 +27,7 @@ _BLOCK = tl.constexpr(FP8_BLOCK)
 _MAX_UNGROUPED_TOKENS = 4
 _MAX_FEW_TOKENS = 256
 """About as many as give an expert eight tokens: beyond, tiles of 64 tokens are filled."""
-_FEW_ROWS, _MANY_ROWS = 16, 128
+_FEW_ROWS, _MANY_ROWS, _DOWN_ROWS = 16, 128, 64
 _FEW_TILE, _DOWN_TILE = 64, 128
 
 
@@ -288,11 +288,13 @@ def _many_tokens(
         IS_FP8=first.is_fp8, IS_UNIFORM=first.is_uniform(FP8_BLOCK, 2), ROWS=_MANY_ROWS,
         TILE=FP8_BLOCK, num_warps=8, num_stages=3,
     )  # fmt: skip
+    tiles = smaller_tiles(tiles, chosen.numel(), _DOWN_ROWS)
+    places = (tiles.expert, tiles.first, tiles.counts, tiles.slots)
     down_many[(triton.cdiv(size, _DOWN_TILE), tiles.num_tiles)](
         h, h_scales, second.data, second.scales, second.scale_row, weights, out, *places,
         num_tokens, second.num_scale_rows, SIZE=width, NUM_OUT=size, IS_FP8=second.is_fp8,
-        IS_UNIFORM=second.is_uniform(_DOWN_TILE, 1), ROWS=_MANY_ROWS, TILE=_DOWN_TILE,
-        num_warps=8, num_stages=3,
+        IS_UNIFORM=second.is_uniform(_DOWN_TILE, 1), ROWS=_DOWN_ROWS, TILE=_DOWN_TILE,
+        num_warps=8, num_stages=4,
     )  # fmt: skip
     return out
 
