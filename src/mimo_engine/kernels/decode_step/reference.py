@@ -1,4 +1,4 @@
-"""The definition, in plain torch."""
+"""The definitions, in plain torch."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 import torch
 
-from mimo_engine.kernels.decode_step.state import SlotTensors, StepRows
+from mimo_engine.kernels.decode_step.state import RECENT, DraftRows, SlotTensors, StepRows
 
-__all__ = ["begin_step", "end_step"]
+__all__ = ["begin_drafts", "begin_step", "draft_tokens", "end_drafts", "end_step"]
 
 
 def begin_step(
     state: SlotTensors,
     slots: torch.Tensor,
+    num_drafts: torch.Tensor,
     tables: Sequence[torch.Tensor],
     page_size: int,
     num_rows: int,
@@ -24,12 +25,12 @@ def begin_step(
     first = state.position[slots]
     offsets = torch.arange(num_rows, device=slots.device)
     positions = torch.where(first[:, None] >= 0, first[:, None] + offsets, -1).flatten()
+    counts = (offsets <= num_drafts[:, None]).flatten() & (positions >= 0)
     by_row = slots.repeat_interleave(num_rows)
-    write_slots = []
-    for table in tables:
-        page = table[by_row, positions.clamp(min=0) // page_size].long()
-        own = page * page_size + positions % page_size
-        write_slots.append(torch.where(positions >= 0, own, -1))
+    write_slots = [
+        torch.where(counts, _pool_slots(table, by_row, positions, page_size), -1)
+        for table in tables
+    ]
     return StepRows(
         token_ids=token_ids,
         positions=positions,
@@ -44,6 +45,13 @@ def begin_step(
     )
 
 
+def _pool_slots(
+    table: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, page_size: int
+) -> torch.Tensor:
+    page = table[slots, positions.clamp(min=0) // page_size].long()
+    return page * page_size + positions % page_size
+
+
 def end_step(
     state: SlotTensors,
     slots: torch.Tensor,
@@ -52,13 +60,61 @@ def end_step(
     num_rows: int,
 ) -> torch.Tensor:
     """See the package."""
-    is_real = (state.position[slots] >= 0) & (next_token >= 0)
+    first = state.position[slots]
+    is_real = (first >= 0) & (next_token >= 0)
     count = torch.where(is_real, num_accepted.long() + 1, 0)
     places = torch.arange(num_rows, device=slots.device)
     drafts = torch.cat((state.drafts[slots, : num_rows - 1], next_token[:, None]), dim=1)
     tokens = torch.where(places == num_accepted[:, None], next_token[:, None], drafts)
     tokens = torch.where(places < count[:, None], tokens, -1)
     state.last_token[slots] = torch.where(is_real, next_token, state.last_token[slots])
+    recent = (first[:, None] + 1 + places) % RECENT
+    kept = state.recent[slots[:, None], recent]
+    state.recent[slots[:, None], recent] = torch.where(places < count[:, None], tokens, kept)
     state.position[slots] += count
     state.output_index[slots] += count
     return torch.cat((count[:, None], tokens), dim=1)
+
+
+def begin_drafts(
+    state: SlotTensors,
+    slots: torch.Tensor,
+    table: torch.Tensor,
+    page_size: int,
+    num_rows: int,
+    ring_len: int,
+) -> DraftRows:
+    """See the package."""
+    last = state.position[slots]
+    first = torch.where(last >= 0, last - num_rows, -num_rows - 1)
+    positions = (first[:, None] + torch.arange(num_rows, device=slots.device)).flatten()
+    by_row = slots.repeat_interleave(num_rows)
+    is_new = (positions >= state.draft_from[by_row]) & (positions >= 0)
+    own = _pool_slots(table, by_row, positions, page_size)
+    return DraftRows(
+        positions=positions,
+        first_position=first.int(),
+        visible_from=state.visible_from[slots].int(),
+        write_slots=torch.where(is_new, own, -1),
+        places=by_row * ring_len + positions % ring_len,
+    )
+
+
+def draft_tokens(
+    state: SlotTensors, slots: torch.Tensor, guesses: torch.Tensor, layer: int, num_rows: int
+) -> torch.Tensor:
+    """See the package."""
+    last = state.position[slots][:, None]
+    wanted = last - num_rows + torch.arange(num_rows, device=slots.device) + 1 + layer
+    known = state.recent[slots[:, None], wanted % RECENT]
+    past = (wanted - last - 1).clamp(min=0, max=guesses.shape[1] - 1)
+    return torch.where(wanted <= last, known, guesses.gather(1, past)).flatten()
+
+
+def end_drafts(
+    state: SlotTensors, slots: torch.Tensor, guesses: torch.Tensor, num_kept: int
+) -> None:
+    """See the package."""
+    state.drafts[slots, : guesses.shape[1]] = guesses
+    certain = state.position[slots] - num_kept
+    state.draft_from[slots] = torch.maximum(certain, state.visible_from[slots])

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["SlotTensors", "StepRows"]
+__all__ = ["RECENT", "DraftRows", "SlotTensors", "StepRows"]
+
+RECENT = 16
+"""Tokens of a slot that are kept: more than any pass of draft layers reads."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,8 +23,14 @@ class SlotTensors:
     """[S] int64: of the last token; -1: nobody's."""
     output_index: torch.Tensor
     """[S] int64: of the token that comes next."""
+    recent: torch.Tensor
+    """[S, RECENT] int64: the last tokens, the one at position p in place p % RECENT."""
     drafts: torch.Tensor
     """[S, D] int64: guesses of the tokens that follow."""
+    draft_from: torch.Tensor
+    """[S] int64: the first row that draft layers must compute (anew) in their next pass."""
+    visible_from: torch.Tensor
+    """[S] int64: no row of draft layers may see an earlier one."""
     seed: torch.Tensor
     """[S] int64."""
     temperature: torch.Tensor
@@ -44,7 +53,10 @@ class SlotTensors:
             last_token=full(0, torch.int64),
             position=full(-1, torch.int64),
             output_index=full(0, torch.int64),
+            recent=torch.zeros(num_slots + 1, RECENT, dtype=torch.int64, device=device),
             drafts=torch.zeros(num_slots + 1, max(1, num_drafts), dtype=torch.int64, device=device),
+            draft_from=full(0, torch.int64),
+            visible_from=full(0, torch.int64),
             seed=full(0, torch.int64),
             temperature=full(0, torch.float32),
             top_k=full(0, torch.int32),
@@ -72,3 +84,19 @@ class StepRows:
     top_k: torch.Tensor
     top_p: torch.Tensor
     min_p: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DraftRows:
+    """Rows of a pass of draft layers, num_rows of each of B slots, end to end: N = B * num_rows."""
+
+    positions: torch.Tensor
+    """[N] int64; a slot's last row is the one before its last token; negative: nothing's."""
+    first_position: torch.Tensor
+    """[B] int32."""
+    visible_from: torch.Tensor
+    """[B] int32."""
+    write_slots: torch.Tensor
+    """[N] int64; -1: a row that is there already, or nobody's."""
+    places: torch.Tensor
+    """[N] int64: of the row's hidden state, slot * ring_len + position % ring_len."""
