@@ -22,20 +22,17 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from mimo_engine.cache.encoder import EncoderCache
-from mimo_engine.cache.manager import CacheManager, SequencePages
+from mimo_engine.cache.manager import CacheManager
 from mimo_engine.cache.prefix import PageChain, PrefixMatch, media_page_keys
 from mimo_engine.config.engine import SchedulerConfig
 from mimo_engine.errors import ContextLengthError, QueueFullError, RequestError
 from mimo_engine.messages import EngineStats, NewRequest, TokenOutput
+from mimo_engine.scheduler.ahead import plan_after
 from mimo_engine.scheduler.encoding import EncodingQueue
-from mimo_engine.scheduler.plan import Admission, RowResult, StepPlan, StepResult, StepRow
-from mimo_engine.scheduler.policy import (
-    accept_tokens,
-    derive_seed,
-    longest_total,
-    stop_ids,
-)
+from mimo_engine.scheduler.plan import Admission, StepPlan, StepResult, StepRow
+from mimo_engine.scheduler.policy import derive_seed, longest_total, stop_ids
 from mimo_engine.scheduler.request import Chunk, Request
+from mimo_engine.scheduler.settling import Settler, failure
 
 __all__ = ["Scheduler"]
 
@@ -74,7 +71,7 @@ class Scheduler:
         self._max_model_len = max_model_len
         self._eos_token_ids = eos_token_ids
         self._seed = seed
-        self._recompute_boundary = recompute_boundary
+        self._settler = Settler(cache, keeps_drafted=not recompute_boundary)
         self._depth = 0
         """Most drafts of a request, of the step that is planned."""
         self._requests: dict[str, Request] = {}
@@ -230,21 +227,15 @@ class Scheduler:
         if len(self._flights) != 1:
             return None
         flight = self._flights[0]
-        if flight.plan.encode or self._encoding or self._encoder.has_news or not flight.requests:
+        if flight.plan.encode or self._encoding or self._encoder.has_news:
             return None
         if self._waiting and self._free_slots and self._waiting[0] is not self._blocked_head:
             return None
-        pairs = list(zip(flight.requests, flight.plan.rows, strict=True))
-        if len(pairs) < len(self._running) or not all(_is_foreseen(*pair) for pair in pairs):
+        if len(flight.requests) < len(self._running):
             return None
-        num_rows = [_most_positions(row) for row in flight.plan.rows]
-        for (request, _), count in zip(pairs, num_rows, strict=True):
-            assert request.pages is not None
-            if not self._cache.extend(request.pages, count):
-                return None
-        rows = [self._row_ahead(*pair) for pair in pairs]
-        plan = StepPlan(admissions=(), rows=tuple(rows), is_ahead=True)
-        self._flights.append(_Flight(plan, flight.requests))
+        plan = plan_after(flight.plan, flight.requests, self._cache)
+        if plan is not None:
+            self._flights.append(_Flight(plan, flight.requests))
         return plan
 
     def apply(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
@@ -257,7 +248,7 @@ class Scheduler:
         for request, row, done in zip(flight.requests, plan.rows, result.rows, strict=True):
             request.num_in_flight -= 1
             if not request.is_aborted:
-                output = self._settle(request, row, done)
+                output = self._settler.settle(request, row, done)
                 if output is None:
                     continue
                 outputs.append(output)
@@ -271,10 +262,12 @@ class Scheduler:
                 some_left = True
         if some_left:
             self._running = [request for request in self._running if request.pages is not None]
+        if self._settler.take_room():
+            self._blocked_head = None
         self._encoder.apply(plan.encode, result.encode_errors)
         for request, error in self._encoding.take_failed() if result.encode_errors else ():
             self._forget(request)
-            outputs.append(_failure(request, error))
+            outputs.append(failure(request, error))
         return outputs
 
     def discard(self) -> None:
@@ -381,21 +374,6 @@ class Scheduler:
             draft_visible_from=draft_visible_from,
         )
 
-    def _row_ahead(self, request: Request, before: StepRow) -> StepRow:
-        assert request.pages is not None
-        full, sliding = self._cache.take_new_pages(request.pages)
-        request.num_in_flight += 1
-        return StepRow(
-            slot=before.slot,
-            start=before.start + 1,
-            num_tokens=1,
-            samples=True,
-            full=full,
-            sliding=sliding,
-            num_drafts=before.num_proposals,
-            num_proposals=before.num_proposals,
-        )
-
     def _admit(self, request: Request, admissions: list[Admission]) -> bool:
         """Give the head of the queue a slot and what the prefix cache has; False: it must wait."""
         if request is self._blocked_head:
@@ -468,104 +446,3 @@ class Scheduler:
         request.pages = request.slot = None
         request.num_drafts = 0
         self._blocked_head = None
-
-    def _settle(self, request: Request, row: StepRow, done: RowResult) -> TokenOutput | None:
-        """Append what was sampled, advance the pages, apply the stop rules."""
-        pages = request.pages
-        assert pages is not None
-        if done.error is not None:
-            # Its pages were not advanced, so what was computed is never published.
-            return _failure(request, done.error)
-        # Of a row that was planned ahead the plan does not know the start.
-        start = pages.num_computed
-        end = start + row.num_tokens
-        if request.needs_every_prompt_row:
-            last_prompt_row = min(end, request.num_prompt_tokens - 1)
-            assert len(done.prompt_logprobs) == last_prompt_row - start
-            request.prompt_logprobs.extend(done.prompt_logprobs)
-        if not row.samples:
-            assert not done.token_ids
-            self._cache.advance(pages, end)
-            return None
-        if not done.token_ids:
-            # Its grammar is still being compiled: the last row is computed again.
-            self._cache.advance(pages, end - 1)
-            self._roll_back(pages)
-            return None
-        num_output_tokens = request.num_output_tokens
-        accepted = accept_tokens(
-            done.token_ids,
-            num_output_tokens=num_output_tokens,
-            num_tokens_left=request.max_total_tokens - len(request.token_ids),
-            stop_ids=request.stop_ids,
-            # Under a grammar a stop id comes early only when it has ended: nothing may follow.
-            min_tokens=0 if request.params.grammar else request.params.min_tokens,
-        )
-        token_ids = list(done.token_ids[: accepted.num_tokens])
-        request.token_ids.extend(token_ids)
-        # The last token has no K and V yet; rows past it were drafts that did not count.
-        num_computed = len(request.token_ids) - 1
-        self._cache.advance(pages, num_computed)
-        if num_computed < end + row.num_drafts and not request.is_in_flight:
-            self._roll_back(pages)
-        self._take_in_drafts(request, row, end)
-        is_first = num_output_tokens == 0
-        if is_first:
-            # A whole prompt is published now: the head of the queue may share it, and fit.
-            self._blocked_head = None
-        wants_logprobs = request.params.logprobs is not None
-        wants_prompt_logprobs = is_first and request.params.prompt_logprobs is not None
-        return TokenOutput(
-            request_id=request.request_id,
-            token_ids=token_ids,
-            logprobs=list(done.logprobs[: accepted.num_tokens]) if wants_logprobs else None,
-            prompt_logprobs=request.prompt_logprobs if wants_prompt_logprobs else None,
-            finish_reason=accepted.finish_reason,
-            stop_token_id=accepted.stop_token_id,
-            num_cached_tokens=(request.num_cached_tokens or 0) if is_first else 0,
-        )
-
-    def _roll_back(self, pages: SequencePages) -> None:
-        """Give back pages of rejected rows: the head of the queue may find them."""
-        self._cache.roll_back(pages)
-        self._blocked_head = None
-
-    def _take_in_drafts(self, request: Request, row: StepRow, end: int) -> None:
-        """The row, whose tokens ended before `end`, has more of them, so the slot holds the drafts
-        that it was to make."""
-        request.num_drafts = row.num_proposals
-        if row.num_proposals:
-            pages = request.pages
-            assert pages is not None
-            start, visible_from = self._cache.draft_start(pages, end, row.num_proposals)
-            self._cache.set_drafted(
-                pages,
-                start,
-                visible_from,
-                row.num_proposals,
-                is_kept=not self._recompute_boundary,
-            )
-
-
-def _is_foreseen(request: Request, row: StepRow) -> bool:
-    """Whether the request decodes in `row`, and surely goes on for another such step unless a stop
-    ends it."""
-    most = row.num_rows + 1 + row.num_proposals
-    return (
-        row.samples
-        and row.num_tokens == 1
-        and not request.is_aborted
-        and request.params.is_plain
-        and request.num_left > most
-    )
-
-
-def _most_positions(row: StepRow) -> int:
-    """From the row's start: what it and the next one may compute."""
-    return row.num_rows + 1 + row.num_proposals
-
-
-def _failure(request: Request, error: str) -> TokenOutput:
-    return TokenOutput(
-        request_id=request.request_id, token_ids=[], finish_reason="error", error=error
-    )
