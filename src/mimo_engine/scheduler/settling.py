@@ -49,8 +49,8 @@ class Settler:
             self._cache.advance(pages, end - 1)
             self._roll_back(pages)
             return None
-        is_first = request.num_output_tokens == 0
-        output = _append(request, done, is_first=is_first)
+        num_output_tokens = request.num_output_tokens
+        output = _append(request, done, num_output_tokens)
         # The last token has no K and V yet; rows past it were drafts that did not count.
         num_computed = len(request.token_ids) - 1
         self._cache.advance(pages, num_computed)
@@ -58,7 +58,7 @@ class Settler:
             self._roll_back(pages)
         self._take_in_drafts(request, pages, row, end)
         # With the first token a whole prompt is published, for others to share.
-        self._made_room |= is_first
+        self._made_room |= num_output_tokens == 0
         return output
 
     def _roll_back(self, pages: SequencePages) -> None:
@@ -85,11 +85,11 @@ def failure(request: Request, error: str) -> TokenOutput:
     )
 
 
-def _append(request: Request, done: RowResult, *, is_first: bool) -> TokenOutput:
-    """Take the sampled tokens, up to the one that ends the request."""
+def _append(request: Request, done: RowResult, num_output_tokens: int) -> TokenOutput:
+    """Take the sampled tokens, up to the one that ends the request, after so many others."""
     accepted = accept_tokens(
         done.token_ids,
-        num_output_tokens=request.num_output_tokens,
+        num_output_tokens=num_output_tokens,
         num_tokens_left=request.num_left,
         stop_ids=request.stop_ids,
         # Under a grammar a stop id comes early only when it has ended: nothing may follow.
@@ -97,6 +97,7 @@ def _append(request: Request, done: RowResult, *, is_first: bool) -> TokenOutput
     )
     token_ids = list(done.token_ids[: accepted.num_tokens])
     request.token_ids.extend(token_ids)
+    is_first = num_output_tokens == 0
     wants_logprobs = request.params.logprobs is not None
     wants_prompt_logprobs = is_first and request.params.prompt_logprobs is not None
     return TokenOutput(
