@@ -19,11 +19,12 @@ from mimo_engine.config.engine import KernelChoice
 from mimo_engine.errors import ConfigError
 from mimo_engine.kernels.activation import swiglu
 from mimo_engine.kernels.attention import AttentionGroup, PagedRows, attention
-from mimo_engine.kernels.decode_step import StepRows
+from mimo_engine.kernels.decode_step import DraftRows, StepRows
 from mimo_engine.kernels.linear import linear, linear_parts
 from mimo_engine.kernels.moe import experts, route
 from mimo_engine.kernels.norm import add_rms_norm
 from mimo_engine.kernels.rope_kv import rope_and_write
+from mimo_engine.kernels.segment_attention import segment_attention
 
 __all__ = ["REFERENCE", "AttentionRows", "Kernels", "StepKernels", "choose_kernels", "describe"]
 
@@ -34,7 +35,8 @@ AttentionRows = Sequence[AttentionGroup] | PagedRows
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kernels:
-    """The operators of the text model and the draft layers; each package has the contract."""
+    """The operators of the text model, the draft layers and the towers; each package has the
+    contract."""
 
     name: str
     reads_pages: bool
@@ -47,6 +49,7 @@ class Kernels:
     attention: Callable[..., torch.Tensor]
     route: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     experts: Callable[..., torch.Tensor]
+    segment_attention: Callable[..., torch.Tensor]
     step: StepKernels | None
     """None: steps are not captured."""
 
@@ -58,6 +61,9 @@ class StepKernels:
     begin_step: Callable[..., StepRows]
     end_step: Callable[..., torch.Tensor]
     sample_rows: Callable[..., torch.Tensor]
+    begin_drafts: Callable[..., DraftRows]
+    draft_tokens: Callable[..., torch.Tensor]
+    end_drafts: Callable[..., None]
     accept_drafts: Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -72,6 +78,7 @@ REFERENCE = Kernels(
     attention=attention,
     route=route,
     experts=experts,
+    segment_attention=segment_attention,
     step=None,
 )
 

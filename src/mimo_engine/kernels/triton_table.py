@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from mimo_engine.kernels.activation.triton import swiglu
 from mimo_engine.kernels.attention.triton import paged_attention
-from mimo_engine.kernels.decode_step.triton import begin_step, end_step
+from mimo_engine.kernels.decode_step.triton import (
+    begin_drafts,
+    begin_step,
+    draft_tokens,
+    end_drafts,
+    end_step,
+)
 from mimo_engine.kernels.dispatch import Kernels, StepKernels
 from mimo_engine.kernels.linear.triton import linear, linear_parts
 from mimo_engine.kernels.moe.router import route
@@ -12,6 +18,7 @@ from mimo_engine.kernels.moe.triton import experts
 from mimo_engine.kernels.norm.triton import add_rms_norm
 from mimo_engine.kernels.rope_kv.triton import rope_and_write
 from mimo_engine.kernels.sampling.triton import accept_drafts, sample_rows
+from mimo_engine.kernels.segment_attention.triton import segment_attention
 
 __all__ = ["TRITON"]
 
@@ -26,9 +33,13 @@ TRITON = Kernels(
     attention=paged_attention,
     route=route,
     experts=experts,
+    segment_attention=segment_attention,
     step=StepKernels(
         begin_step=begin_step,
         end_step=end_step,
+        begin_drafts=begin_drafts,
+        draft_tokens=draft_tokens,
+        end_drafts=end_drafts,
         sample_rows=sample_rows,
         accept_drafts=accept_drafts,
     ),

@@ -60,12 +60,14 @@ class Drafter:
         self._model = model
         self._layers = layers
         self._inputs = inputs
-        self._caches = caches
+        self.caches = caches
+        self.ring_len = ring_len
+        self.samples_drafts = samples_drafts
         self._num_live_tokens = num_live_tokens
-        self._samples_drafts = samples_drafts
         self._comm = comm
         weight = model.norm.weight
-        self._ring = weight.new_zeros(num_slots, ring_len, weight.shape[0])
+        # By 1 + slot: the first place is nobody's, as in graphs.py.
+        self._ring = weight.new_zeros(1 + num_slots, ring_len, weight.shape[0])
 
     def remember(self, rows: Sequence[Rows], hidden: torch.Tensor) -> None:
         """hidden [N, H] of `rows`, in order; rows that are computed again replace the old ones."""
@@ -76,7 +78,7 @@ class Drafter:
         first = 0
         for row in rows:
             skipped = max(0, row.count - ring_len)
-            slots += [row.slot] * (row.count - skipped)
+            slots += [1 + row.slot] * (row.count - skipped)
             places += range(row.start + skipped, row.start + row.count)
             sources += range(first + skipped, first + row.count)
             first += row.count
@@ -84,6 +86,36 @@ class Drafter:
         place = torch.tensor(places, device=device) % ring_len
         kept = hidden[torch.tensor(sources, device=device)]
         self._ring[torch.tensor(slots, device=device), place] = kept.to(self._ring.dtype)
+
+    def remember_at(
+        self, slots: torch.Tensor, positions: torch.Tensor, hidden: torch.Tensor
+    ) -> None:
+        """`remember` of equally many rows [N, H] of each of `slots` [B] (1 + slot; 0: nobody),
+        wherever they are; positions [N]."""
+        by_row = slots.repeat_interleave(len(positions) // len(slots), output_size=len(positions))
+        self._ring[by_row, positions % self.ring_len] = hidden
+
+    def hidden_at(self, places: torch.Tensor) -> torch.Tensor:
+        """[N, H] of places [N]: (1 + slot) * ring_len + position % ring_len."""
+        return self._ring.view(-1, self._ring.shape[-1]).index_select(0, places)
+
+    def layer_logits(
+        self,
+        layer: int,
+        tokens: torch.Tensor,
+        hidden: torch.Tensor,
+        batch: ForwardBatch,
+        rows: torch.Tensor,
+    ) -> torch.Tensor:
+        """[R, V], not widened, of some `rows` [R] of what one layer makes of tokens [N]."""
+        drafted = self._layers(
+            layer,
+            embeddings=self._model.embed_tokens(tokens),
+            hidden=hidden,
+            batch=batch,
+            cache=self.caches[layer],
+        )
+        return self._model.raw_logits(drafted[rows])
 
     def propose(self, passes: Sequence[DraftPass]) -> None:
         """Fill the slots' drafts. The slots know the tokens just sampled."""
@@ -96,19 +128,13 @@ class Drafter:
         last = torch.tensor(last_rows, device=hidden.device)
         for layer in range(depth):
             tokens = self._tokens(passes, last_rows, layer, guesses)
-            drafted = self._layers(
-                layer,
-                embeddings=self._model.embed_tokens(tokens),
-                hidden=hidden,
-                batch=batch,
-                cache=self._caches[layer],
-            )
-            logits = self._model.logits(drafted[last])[:, : self._num_live_tokens]
+            logits = self.layer_logits(layer, tokens, hidden, batch, last).float()
+            logits = logits[:, : self._num_live_tokens]
             guesses[:, layer], proposals = draw_drafts(
                 logits,
                 [self._sampling_row(one, layer) for one in passes],
                 num_live_tokens=self._num_live_tokens,
-                sampled=self._samples_drafts,
+                sampled=self.samples_drafts,
             )
             drawn_from.append(proposals)
         self._keep(passes, self._comm.broadcast(guesses).tolist(), drawn_from)
@@ -118,11 +144,11 @@ class Drafter:
         num_rows = sum(row.count for row in rows)
         # Each layer has tokens of its own; the batch's are not read.
         return self._inputs.batch_of(
-            rows, [0] * num_rows, caches=self._caches, kinds=(AttentionKind.SLIDING,)
+            rows, [0] * num_rows, caches=self.caches, kinds=(AttentionKind.SLIDING,)
         )
 
     def _hidden(self, passes: Sequence[DraftPass]) -> torch.Tensor:
-        slots = [one.rows.slot for one in passes for _ in range(one.rows.count)]
+        slots = [1 + one.rows.slot for one in passes for _ in range(one.rows.count)]
         places = [
             position
             for one in passes

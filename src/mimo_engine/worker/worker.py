@@ -137,9 +137,9 @@ class Worker:
             progress=True,
         )
         towers = Towers(
-            vision=MiMoVisionTransformer.from_weights(media.vision, weights.vision),
+            vision=MiMoVisionTransformer.from_weights(media.vision, weights.vision, self._kernels),
             audio_tokenizer=MiMoAudioTokenizer.from_weights(
-                media.audio_tokenizer, weights.audio_tokenizer
+                media.audio_tokenizer, weights.audio_tokenizer, self._kernels
             ),
             audio_encoder=MiMoAudioEncoder.from_weights(media.audio, weights.audio_encoder),
         )
@@ -210,13 +210,15 @@ class Worker:
         )
         inputs = StepInputs(
             num_slots=self._config.scheduler.max_num_seqs,
-            max_pages=-(-max_model_len // layout.page_size),
+            # Drafts behind a request's last position are read, though they never count.
+            max_pages=-(-(max_model_len + self._num_draft_layers) // layout.page_size),
             page_size=layout.page_size,
             window=self._model_config.window,
             device=self.device,
             reads_pages=self._kernels.reads_pages,
         )
         num_layers = len(self._model_config.layers)
+        drafter = self._drafter(inputs, caches[num_layers:])
         self.runner = Runner(
             self.model,
             inputs,
@@ -225,12 +227,16 @@ class Worker:
             num_live_tokens=self._num_live_tokens,
             comm=self._comm,
             media=self.media,
-            drafter=self._drafter(inputs, caches[num_layers:]),
-            graphs=self._captured(inputs, caches[:num_layers], max_model_len),
+            drafter=drafter,
+            graphs=self._captured(inputs, caches[:num_layers], drafter, max_model_len),
         )
 
     def _captured(
-        self, inputs: StepInputs, caches: Sequence[LayerCache], max_len: int
+        self,
+        inputs: StepInputs,
+        caches: Sequence[LayerCache],
+        drafter: Drafter | None,
+        max_len: int,
     ) -> DecodeGraphs | None:
         """Decode steps, where kernels can be captured; between ranks they are not yet."""
         kernels = self._kernels.step
@@ -242,6 +248,9 @@ class Worker:
             inputs,
             caches,
             kernels,
+            drafter=drafter,
+            max_depth=self._num_draft_layers,
+            recomputes=self._config.speculative.recompute_boundary,
             num_slots=self._config.scheduler.max_num_seqs,
             num_live_tokens=self._num_live_tokens,
             max_len=max_len,
