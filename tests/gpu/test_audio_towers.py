@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mimo_engine.config.audio import AudioEncoderConfig, AudioTokenizerConfig
+from mimo_engine.kernels.dispatch import choose_kernels
 from mimo_engine.kernels.residual_vq import residual_codes
 from mimo_engine.model.audio import encode_audio
 from mimo_engine.model.audio_encoder import MiMoAudioEncoder
@@ -144,3 +145,30 @@ def test_bf16_is_near_float32_from_end_to_end(tokenizer, encoder) -> None:
     assert rows.shape == (75 + 5, 512)
     codes = torch.cat([codes.cpu() for codes in model(segments)])
     assert F.cosine_similarity(rows.float().cpu(), encoder(codes)).min() > 0.99
+
+
+def test_triton_gives_the_features_of_the_torch_form(tokenizer) -> None:
+    kernels = choose_kernels("triton", torch.device("cuda"), torch.bfloat16)
+    segments = [segment.cuda() for segment in mels(1201, 333, 1)]
+    expected = on_cuda(tokenizer, torch.bfloat16).features(segments)
+    model = on_cuda(filled(MiMoAudioTokenizer(TOKENIZER, kernels)), torch.bfloat16)
+    for plain, got in zip(expected, model.features(segments), strict=True):
+        assert got.dtype == torch.bfloat16
+        assert got.shape == plain.shape
+        assert F.cosine_similarity(got.float(), plain.float()).min() > 0.999
+
+
+# What this mode misses, it misses: what it finds is a wait.
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+@pytest.mark.parametrize("choice", ["reference", "triton"])
+def test_the_host_never_waits_for_the_device(choice, encoder) -> None:
+    kernels = choose_kernels(choice, torch.device("cuda"), torch.bfloat16)
+    model = on_cuda(filled(MiMoAudioTokenizer(TOKENIZER, kernels)), torch.bfloat16)
+    tower = on_cuda(encoder, torch.bfloat16)
+    segments = [segment.cuda() for segment in mels(1200, 77)]
+    encode_audio(model, tower, segments)
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        encode_audio(model, tower, segments)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

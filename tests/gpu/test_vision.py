@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mimo_engine.config.vision import MiMoVLVisionConfig, VisionLayerSpec, VisionOrder
+from mimo_engine.kernels.dispatch import REFERENCE, Kernels, choose_kernels
 from mimo_engine.model.vision import MiMoVisionTransformer
 
 FULL = VisionLayerSpec(order=VisionOrder.ROW, window=None, has_sinks=False)
@@ -36,9 +37,9 @@ def exact_matmuls() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def random_tower(config: MiMoVLVisionConfig) -> MiMoVisionTransformer:
+def random_tower(config: MiMoVLVisionConfig, kernels: Kernels = REFERENCE) -> MiMoVisionTransformer:
     torch.manual_seed(0)
-    tower = MiMoVisionTransformer(config)
+    tower = MiMoVisionTransformer(config, kernels)
     for parameter in tower.parameters():
         fan_in = parameter[0].numel() if parameter.dim() > 1 else 1
         torch.nn.init.normal_(parameter, std=fan_in**-0.5)
@@ -74,10 +75,30 @@ def test_bf16_on_cuda_stays_close_to_fp32():
     assert torch.nn.functional.cosine_similarity(rounded, exact, dim=1).min() > 0.99
 
 
+@pytest.mark.parametrize(
+    ("sinks", "merger_norm"), [("extra_column", "layernorm"), ("key0", "rmsnorm")]
+)
+def test_triton_gives_the_tokens_of_the_torch_form(sinks, merger_norm):
+    config = dataclasses.replace(CONFIG, sinks=sinks, merger_norm=merger_norm)
+    patches = random_patches(GRIDS).cuda()
+    triton = choose_kernels("triton", patches.device, torch.bfloat16)
+    with torch.inference_mode():
+        expected, got = (
+            random_tower(config, kernels).cuda().bfloat16()(patches, GRIDS)
+            for kernels in (REFERENCE, triton)
+        )
+    assert got.dtype is torch.bfloat16
+    assert got.shape == expected.shape
+    similarity = torch.nn.functional.cosine_similarity(got.float(), expected.float(), dim=1)
+    assert similarity.min() > 0.999
+
+
 # What this mode misses, it misses: what it finds is a wait.
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
-def test_the_host_never_waits_for_the_device():
-    tower, patches = random_tower(CONFIG).cuda().bfloat16(), random_patches(GRIDS).cuda()
+@pytest.mark.parametrize("choice", ["reference", "triton"])
+def test_the_host_never_waits_for_the_device(choice):
+    kernels = choose_kernels(choice, torch.device("cuda"), torch.bfloat16)
+    tower, patches = random_tower(CONFIG, kernels).cuda().bfloat16(), random_patches(GRIDS).cuda()
     with torch.inference_mode():
         tower(patches, GRIDS)
         try:

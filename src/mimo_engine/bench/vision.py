@@ -20,12 +20,15 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter, process_time
+from typing import get_args
 
 import torch
 
 from mimo_engine.bench.record import append_result
+from mimo_engine.config.engine import KernelChoice
 from mimo_engine.config.vision import MiMoVLVisionConfig, VisionLayerSpec, VisionOrder
-from mimo_engine.kernels.segment_attention import segment_attention, segment_attention_reference
+from mimo_engine.kernels.dispatch import Kernels, choose_kernels
+from mimo_engine.kernels.segment_attention import SegmentPlan, segment_attention_reference
 from mimo_engine.model.vision import MiMoVisionBlock
 from mimo_engine.model.vision_grid import rotary_tables
 
@@ -76,7 +79,7 @@ class Measurement:
         return self.extra_mb * 1e3 / self.num_patches
 
 
-def check(device: str, dtype: torch.dtype) -> None:
+def check(kernels: Kernels, device: str, dtype: torch.dtype) -> None:
     """Windowed and full attention at the real geometry against the dense definition."""
     torch.manual_seed(0)
     lengths = [576, 300]
@@ -90,17 +93,19 @@ def check(device: str, dtype: torch.dtype) -> None:
             attend(
                 q, k, v, lengths, left=window, right=window, sinks=sink, softmax_scale=64**-0.5
             ).float()
-            for attend in (segment_attention, segment_attention_reference)
+            for attend in (kernels.segment_attention, segment_attention_reference)
         ]
         torch.testing.assert_close(*outputs, atol=tolerance, rtol=tolerance)
 
 
 @torch.inference_mode()
-def measure(spec: VisionLayerSpec, side: int, device: str, dtype: torch.dtype) -> Measurement:
+def measure(
+    spec: VisionLayerSpec, side: int, choice: KernelChoice, device: str, dtype: torch.dtype
+) -> Measurement:
     """A block of random weights over an image of side x side patches."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    block = MiMoVisionBlock(REAL, spec)
+    block = MiMoVisionBlock(REAL, spec, choose_kernels(choice, torch.device(device), dtype))
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     block.to(device, dtype)
@@ -120,10 +125,17 @@ def _pass(block: MiMoVisionBlock, side: int, device: str, dtype: torch.dtype) ->
     grids = [(1, side, side)]
     rope = rotary_tables(grids, merge_size=2, head_dim=64, theta=REAL.rope_theta, device=device)
     x = torch.randn(side * side, REAL.hidden_size, device=device).to(dtype)
+    # The tower makes one for all of its layers.
+    lengths = SegmentPlan.of(
+        [side * side],
+        num_heads=REAL.num_heads,
+        num_kv_heads=REAL.num_kv_heads,
+        device=device,
+    )
     before = _reset_peak(device)
     clock = process_time if device == "cpu" else perf_counter
     start = clock()
-    block(x, rope, [side * side])
+    block(x, rope, lengths)
     if device != "cpu":
         torch.cuda.synchronize()
     seconds = clock() - start
@@ -169,17 +181,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table and append one JSON line. Fails when memory is not linear."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--kernels", choices=get_args(KernelChoice), default="auto")
     parser.add_argument("--no-record", action="store_true", help="print only")
     options = parser.parse_args(arguments)
     device: str = options.device
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    check(device, dtype)
+    choice: KernelChoice = options.kernels
+    kernels = choose_kernels(choice, torch.device(device), dtype)
+    check(kernels, device, dtype)
     rows: list[Measurement] = []
     for spec in (WINDOWED, FULL):
         for side in SIDES:
             fresh = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(max_workers=1, mp_context=fresh) as process:
-                rows.append(process.submit(measure, spec, side, device, dtype).result())
+                rows.append(process.submit(measure, spec, side, choice, device, dtype).result())
     _print(rows)
     windowed = [row for row in rows if row.layer != "full"]
     growth = windowed[-1].kb_per_patch / windowed[0].kb_per_patch
@@ -189,6 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = {
             "device": name,
             "dtype": str(dtype).removeprefix("torch."),
+            "kernels": kernels.name,
             "geometry": "real",
             "threads": 1,
         }

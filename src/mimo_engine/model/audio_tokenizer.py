@@ -22,12 +22,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from mimo_engine.config.audio import AudioTokenizerConfig
+from mimo_engine.kernels.dispatch import REFERENCE, Kernels
 from mimo_engine.kernels.residual_vq import residual_codes
 from mimo_engine.kernels.rope import apply_rope
-from mimo_engine.kernels.segment_attention import segment_attention
+from mimo_engine.kernels.segment_attention import SegmentPlan
 from mimo_engine.layers.weight_format import Weight, assign_weights
 
 __all__ = ["MiMoAudioTokenizer"]
+
+Rope = tuple[torch.Tensor, torch.Tensor]
 
 
 class FrameConv(nn.Module):
@@ -59,26 +62,27 @@ class FrameConv(nn.Module):
 class TokenizerAttention(nn.Module):
     """Rotary attention inside a segment; keys have no bias."""
 
-    def __init__(self, config: AudioTokenizerConfig, window: int | None) -> None:
+    def __init__(self, config: AudioTokenizerConfig, window: int | None, kernels: Kernels) -> None:
         super().__init__()
         size = config.d_model
         self.q_proj = nn.Linear(size, size)
         self.k_proj = nn.Linear(size, size, bias=False)
         self.v_proj = nn.Linear(size, size)
         self.out_proj = nn.Linear(size, size)
+        self._kernels = kernels
         self._head_dim = config.head_dim
         self._left = window
         self._right = 0 if config.is_causal else None
 
-    def forward(self, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """x [S, L, d], S segments -> [S, L, d]; rope: (cos, sin), each [S * L, head_dim / 2]."""
-        num_segments, length, _ = x.shape
-        heads = (num_segments * length, -1, self._head_dim)
-        out = segment_attention(
+    def forward(self, x: torch.Tensor, rope: Rope, lengths: Sequence[int]) -> torch.Tensor:
+        """x [S, L, d] -> [S, L, d]; rope: (cos, sin), each [S * L, head_dim / 2]; lengths: L of
+        each of the S segments."""
+        heads = (x.shape[0] * x.shape[1], -1, self._head_dim)
+        out = self._kernels.segment_attention(
             apply_rope(self.q_proj(x).view(heads), *rope),
             apply_rope(self.k_proj(x).view(heads), *rope),
             self.v_proj(x).view(heads),
-            [length] * num_segments,
+            lengths,
             left=self._left,
             right=self._right,
             softmax_scale=self._head_dim**-0.5,
@@ -89,17 +93,17 @@ class TokenizerAttention(nn.Module):
 class TokenizerLayer(nn.Module):
     """Pre-norm attention and MLP; `final_layer_norm` is the MLP's, despite its name."""
 
-    def __init__(self, config: AudioTokenizerConfig, window: int | None) -> None:
+    def __init__(self, config: AudioTokenizerConfig, window: int | None, kernels: Kernels) -> None:
         super().__init__()
-        self.self_attn = TokenizerAttention(config, window)
+        self.self_attn = TokenizerAttention(config, window, kernels)
         self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
         self.fc1 = nn.Linear(config.d_model, config.ffn_dim)
         self.fc2 = nn.Linear(config.ffn_dim, config.d_model)
         self.final_layer_norm = nn.LayerNorm(config.d_model)
 
-    def forward(self, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, rope: Rope, lengths: Sequence[int]) -> torch.Tensor:
         """x [S, L, d] -> [S, L, d]."""
-        x = x + self.self_attn(self.self_attn_layer_norm(x), rope)
+        x = x + self.self_attn(self.self_attn_layer_norm(x), rope, lengths)
         return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
 
 
@@ -129,18 +133,21 @@ class ResidualQuantiser(nn.Module):
 class TokenizerEncoder(nn.Module):
     """Everything that the tokenizer's file holds for input: stem, layers, pool, quantiser."""
 
-    def __init__(self, config: AudioTokenizerConfig) -> None:
+    def __init__(self, config: AudioTokenizerConfig, kernels: Kernels) -> None:
         super().__init__()
         size, kernel = config.d_model, config.kernel_size
         left = kernel // 2
         self.conv1 = FrameConv(config.num_mels, size, kernel, stride=1, left=left, has_bias=True)
         self.conv2 = FrameConv(size, size, kernel, stride=config.stride, left=left, has_bias=True)
-        self.layers = nn.ModuleList(TokenizerLayer(config, window) for window in config.windows)
+        self.layers = nn.ModuleList(
+            TokenizerLayer(config, window, kernels) for window in config.windows
+        )
         self.layer_norm = nn.LayerNorm(size)
         pool = FrameConv(size, size, config.pool, stride=config.pool, left=0, has_bias=False)
         self.down_sample_layer = nn.Sequential(pool, nn.GELU())
         self.down_sample_norm = nn.LayerNorm(size)
         self.quantizer = ResidualQuantiser(config)
+        self._num_heads = config.num_heads
         self._skip_layer = config.skip_layer
         self._inv_freq = rotary_frequencies(config)
 
@@ -153,19 +160,30 @@ class TokenizerEncoder(nn.Module):
         segment has products of its own shape."""
         x = F.gelu(self.conv1(mel.to(self.conv1.weight.dtype)))
         x = F.gelu(self.conv2(x))
-        rope = self._rope(x)
+        rope, lengths = self._rope(x), self._plan(x)
         skipped = None
         for index, layer in enumerate(self.layers):
-            x = layer(x, rope)
+            x = layer(x, rope, lengths)
             if index == self._skip_layer:
                 skipped = x
         assert skipped is not None
         x = self.layer_norm(x + skipped)
         return self.down_sample_norm(self.down_sample_layer(x))
 
-    def _rope(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _plan(self, x: torch.Tensor) -> SegmentPlan:
+        """Of the S segments of x [S, L, d], for the attention of every layer."""
+        return SegmentPlan.of(
+            [x.shape[1]] * x.shape[0],
+            num_heads=self._num_heads,
+            num_kv_heads=self._num_heads,
+            device=x.device,
+        )
+
+    def _rope(self, x: torch.Tensor) -> Rope:
         """(cos, sin), each [S * L, head_dim / 2], in x's dtype: published code rounds them so."""
-        inv_freq = torch.tensor(self._inv_freq, dtype=torch.float32, device=x.device)
+        inv_freq = torch.tensor(self._inv_freq, dtype=torch.float32, device="cpu")
+        # The copy does not wait for what the device still has to do for the segment before.
+        inv_freq = inv_freq.to(x.device, non_blocking=True)
         positions = torch.arange(x.shape[1], dtype=torch.float32, device=x.device)
         angles = (positions[:, None] * inv_freq).repeat(x.shape[0], 1)
         return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
@@ -174,18 +192,21 @@ class TokenizerEncoder(nn.Module):
 class MiMoAudioTokenizer(nn.Module):
     """Segments of log-mel frames to codes. Weights are bf16 or fp32, codebooks always fp32."""
 
-    def __init__(self, config: AudioTokenizerConfig) -> None:
+    def __init__(self, config: AudioTokenizerConfig, kernels: Kernels = REFERENCE) -> None:
         super().__init__()
-        self.encoder = TokenizerEncoder(config)
+        self.encoder = TokenizerEncoder(config, kernels)
 
     @classmethod
     def from_weights(
-        cls, config: AudioTokenizerConfig, weights: Mapping[str, Weight]
+        cls,
+        config: AudioTokenizerConfig,
+        weights: Mapping[str, Weight],
+        kernels: Kernels = REFERENCE,
     ) -> MiMoAudioTokenizer:
         """A tokenizer that holds `weights` without copying them; codebooks are copied if
         `config.bf16_tables` has them rounded."""
         with torch.device("meta"):
-            model = cls(config)
+            model = cls(config, kernels)
         assign_weights(model, dict(weights))
         if config.bf16_tables:
             for module in model.modules():

@@ -19,8 +19,9 @@ from torch.nn import functional as F
 
 from mimo_engine.config.vision import MiMoVLVisionConfig, VisionLayerSpec, VisionOrder
 from mimo_engine.errors import ConfigError
+from mimo_engine.kernels.dispatch import REFERENCE, Kernels
 from mimo_engine.kernels.rope import apply_rope
-from mimo_engine.kernels.segment_attention import SinkMode, segment_attention
+from mimo_engine.kernels.segment_attention import SegmentPlan, SinkMode
 from mimo_engine.layers.norm import RMSNorm
 from mimo_engine.layers.weight_format import Weight, assign_weights
 from mimo_engine.model.vision_grid import (
@@ -76,11 +77,13 @@ class VisionAttention(nn.Module):
         window: int | None,
         sinks: SinkMode | None,
         softmax_scale: float | None = None,
+        kernels: Kernels = REFERENCE,
     ) -> None:
         super().__init__()
         self._heads = (num_heads, num_kv_heads, num_kv_heads)
         self._head_dim = head_dim
         self._window = window
+        self._kernels = kernels
         self._sink_mode: SinkMode = sinks or "extra_column"
         self._softmax_scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
         self.qkv = nn.Linear(hidden_size, sum(self._heads) * head_dim)
@@ -90,7 +93,7 @@ class VisionAttention(nn.Module):
     def forward(self, x: torch.Tensor, rope: Rope, lengths: Sequence[int]) -> torch.Tensor:
         """x [N, H] -> [N, H]; rope (cos, sin), each [N, head_dim / 2]; lengths sum to N."""
         q, k, v = self.qkv(x).unflatten(-1, (-1, self._head_dim)).split(self._heads, dim=1)
-        out = segment_attention(
+        out = self._kernels.segment_attention(
             apply_rope(q, *rope),
             apply_rope(k, *rope),
             v,
@@ -121,11 +124,13 @@ class MiMoVisionMlp(nn.Module):
 class MiMoVisionBlock(nn.Module):
     """Pre-norm attention and MLP, each added to the residual stream."""
 
-    def __init__(self, config: MiMoVLVisionConfig, spec: VisionLayerSpec) -> None:
+    def __init__(
+        self, config: MiMoVLVisionConfig, spec: VisionLayerSpec, kernels: Kernels = REFERENCE
+    ) -> None:
         super().__init__()
         self.order = spec.order
-        self.norm1 = RMSNorm(config.hidden_size, config.norm_eps)
-        self.norm2 = RMSNorm(config.hidden_size, config.norm_eps)
+        self.norm1 = RMSNorm(config.hidden_size, config.norm_eps, kernels)
+        self.norm2 = RMSNorm(config.hidden_size, config.norm_eps, kernels)
         self.attn = VisionAttention(
             config.hidden_size,
             num_heads=config.num_heads,
@@ -133,6 +138,7 @@ class MiMoVisionBlock(nn.Module):
             head_dim=config.head_dim,
             window=spec.window,
             sinks=config.sinks if spec.has_sinks else None,
+            kernels=kernels,
         )
         self.mlp = MiMoVisionMlp(config.hidden_size, config.intermediate_size)
 
@@ -145,13 +151,13 @@ class MiMoVisionBlock(nn.Module):
 class MiMoVisionPatchMerger(nn.Module):
     """Each patch normalised, the patches of a merge unit side by side, two layers without bias."""
 
-    def __init__(self, config: MiMoVLVisionConfig) -> None:
+    def __init__(self, config: MiMoVLVisionConfig, kernels: Kernels = REFERENCE) -> None:
         super().__init__()
         width = config.hidden_size * config.merge_unit
         self._width = width
         # Both are a weight without a bias: the file does not tell which was trained (vision.md D2).
         if config.merger_norm == "rmsnorm":
-            self.ln_q = RMSNorm(config.hidden_size, config.norm_eps)
+            self.ln_q = RMSNorm(config.hidden_size, config.norm_eps, kernels)
         else:
             self.ln_q = nn.LayerNorm(config.hidden_size, config.norm_eps, bias=False)
         self.mlp = nn.Sequential(
@@ -168,20 +174,25 @@ class MiMoVisionPatchMerger(nn.Module):
 class MiMoVisionTransformer(nn.Module):
     """The whole tower; every rank of a group holds all of it."""
 
-    def __init__(self, config: MiMoVLVisionConfig) -> None:
+    def __init__(self, config: MiMoVLVisionConfig, kernels: Kernels = REFERENCE) -> None:
         super().__init__()
         self._config = config
         self.patch_embed = MiMoVisionPatchEmbed(config)
-        self.blocks = nn.ModuleList(MiMoVisionBlock(config, spec) for spec in config.layers)
-        self.merger = MiMoVisionPatchMerger(config)
+        self.blocks = nn.ModuleList(
+            MiMoVisionBlock(config, spec, kernels) for spec in config.layers
+        )
+        self.merger = MiMoVisionPatchMerger(config, kernels)
 
     @classmethod
     def from_weights(
-        cls, config: MiMoVLVisionConfig, weights: Mapping[str, Weight]
+        cls,
+        config: MiMoVLVisionConfig,
+        weights: Mapping[str, Weight],
+        kernels: Kernels = REFERENCE,
     ) -> MiMoVisionTransformer:
         """A tower that holds `weights`, all of one dtype but the sinks, without copying them."""
         with torch.device("meta"):
-            tower = cls(config)
+            tower = cls(config, kernels)
         assign_weights(tower, dict(weights))
         return tower
 
@@ -203,7 +214,13 @@ class MiMoVisionTransformer(nn.Module):
         """x [N, H] in row order -> [N, H] in row order."""
         config = self._config
         merge_size, merge_unit = config.spatial_merge_size, config.merge_unit
-        lengths = frame_lengths(grids)
+        # Either order moves units inside their frame alone: one plan does for both.
+        lengths = SegmentPlan.of(
+            frame_lengths(grids),
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            device=x.device,
+        )
         assert sum(lengths) == x.shape[0], (grids, x.shape)
         assert all(h % merge_size == 0 and w % merge_size == 0 for _, h, w in grids), grids
         rope = rotary_tables(
