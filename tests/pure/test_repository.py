@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -35,12 +36,17 @@ def test_no_file_is_over_500_lines_and_no_function_over_60() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_size_check_sees_a_long_file_and_a_long_function(tmp_path: Path) -> None:
+def load_check_sizes() -> ModuleType:
     spec = importlib.util.spec_from_file_location("check_sizes", ROOT / "tools" / "check_sizes.py")
     assert spec is not None
     assert spec.loader is not None
     check_sizes = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(check_sizes)
+    return check_sizes
+
+
+def test_the_size_check_sees_a_long_file_and_a_long_function(tmp_path: Path) -> None:
+    check_sizes = load_check_sizes()
     source = tmp_path / "long.py"
     body = "    pass\n"
     source.write_text("def fits():\n" + body * 59 + "def long():\n" + body * 60 + "x = 0\n" * 380)
@@ -48,6 +54,19 @@ def test_the_size_check_sees_a_long_file_and_a_long_function(tmp_path: Path) -> 
         "long.py: 501 lines, at most 500",
         "long.py:61: long has 61 lines, at most 60",
     ]
+
+
+@pytest.mark.parametrize("decorator", ["triton.jit", "triton.jit(noinline=True)"])
+def test_the_size_check_counts_the_body_of_a_kernel(tmp_path: Path, decorator: str) -> None:
+    check_sizes = load_check_sizes()
+    source = tmp_path / "kernels.py"
+    signature = "(\n" + "    pointer,\n" * 20 + "):\n"
+    kernel = f"@{decorator}\ndef {{}}{signature}" + "    pass\n" * 60
+    source.write_text(kernel.format("fits") + kernel.format("is_long") + "    pass\n")
+    complaints = list(check_sizes.oversized(source, "kernels.py"))
+    assert complaints == ["kernels.py:85: is_long has 61 lines, at most 60"]
+    source.write_text(f"def ordinary{signature}" + "    pass\n" * 60)
+    assert len(list(check_sizes.oversized(source, "kernels.py"))) == 1
 
 
 def test_the_first_version_in_the_changelog_is_the_packages() -> None:

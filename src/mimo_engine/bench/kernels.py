@@ -72,7 +72,8 @@ def measure_ceilings() -> Ceilings:
     bf16 = graph_seconds([lambda: a @ b] * 4)
     a8, b8 = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).t()
     one = torch.ones((), device="cuda")
-    fp8 = graph_seconds([lambda: torch._scaled_mm(a8, b8, one, one, out_dtype=torch.bfloat16)] * 4)
+    multiply = torch._scaled_mm  # pyright: ignore[reportPrivateImportUsage]
+    fp8 = graph_seconds([lambda: multiply(a8, b8, one, one, out_dtype=torch.bfloat16)] * 4)
     return Ceilings(
         copy_bytes_per_s=copied, bf16_flops=2 * size**3 / bf16, fp8_flops=2 * size**3 / fp8
     )

@@ -6,7 +6,7 @@ H hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +45,7 @@ class ForwardBatch:
     """[N] int64."""
     positions: torch.Tensor
     """[N] int64."""
-    groups: dict[AttentionKind, AttentionRows]
+    groups: Mapping[AttentionKind, AttentionRows]
     """Which keys each row may see, by attention kind."""
     write_slots: dict[AttentionKind, torch.Tensor] | None = None
     """[N] int64 pool slots of the rows' own K and V, by attention kind."""

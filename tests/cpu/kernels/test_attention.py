@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mimo_engine.kernels.attention import reference as kernel
 from mimo_engine.kernels.attention import AttentionGroup, attention, packed_groups, write_kv
+from mimo_engine.kernels.attention import reference as kernel
 
 
 def slow_attention(q, k, v, positions, window, sink):

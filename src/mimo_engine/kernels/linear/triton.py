@@ -8,6 +8,9 @@ Many rows (prefill): FP8 activations are made once, then tiles of 128 x 128. Pla
 left to torch, whose library has nothing to learn from us.
 """
 
+# What is there in one form of a kernel alone is bound under its constant.
+# pyright: reportPossiblyUnboundVariable=false
+
 from __future__ import annotations
 
 import torch

@@ -4,6 +4,9 @@ An expert's last tile is rarely full: where half of the rows or fewer are left, 
 computed. FP8 activations are made once before, and those between the kernels where they arise.
 """
 
+# What is there in one form of a kernel alone is bound under its constant.
+# pyright: reportPossiblyUnboundVariable=false
+
 from __future__ import annotations
 
 import triton

@@ -6,6 +6,9 @@ With few tokens the weights' rows are the long side of the product and activatio
 where they are read; with many, FP8 activations are made once and the tokens are the long side.
 """
 
+# What is there in one form of a kernel alone is bound under its constant.
+# pyright: reportPossiblyUnboundVariable=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass
