@@ -23,6 +23,7 @@ from mimo_engine.kernels.decode_step import DraftRows, StepRows
 from mimo_engine.kernels.linear import linear, linear_parts
 from mimo_engine.kernels.moe import experts, route
 from mimo_engine.kernels.norm import add_rms_norm
+from mimo_engine.kernels.quant import Weight
 from mimo_engine.kernels.rope_kv import rope_and_write
 from mimo_engine.kernels.segment_attention import segment_attention
 
@@ -50,6 +51,8 @@ class Kernels:
     route: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     experts: Callable[..., torch.Tensor]
     segment_attention: Callable[..., torch.Tensor]
+    prepare_experts: Callable[[Weight], Any]
+    """Once, at load: a weight [E, out, in] as `experts` takes it."""
     step: StepKernels | None
     """None: steps are not captured."""
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+
+import torch
+
 from mimo_engine.kernels.activation.triton import swiglu
 from mimo_engine.kernels.attention.triton import paged_attention
 from mimo_engine.kernels.decode_step.triton import (
@@ -14,13 +18,47 @@ from mimo_engine.kernels.decode_step.triton import (
 from mimo_engine.kernels.dispatch import Kernels, StepKernels
 from mimo_engine.kernels.linear.triton import linear, linear_parts
 from mimo_engine.kernels.moe.router import route
-from mimo_engine.kernels.moe.triton import experts
+from mimo_engine.kernels.moe import mxfp4
+from mimo_engine.kernels.moe import triton as plain
 from mimo_engine.kernels.norm.triton import add_rms_norm
+from mimo_engine.kernels.quant import Mxfp4Weight, Weight
+from mimo_engine.kernels.quant.mxfp4_layout import PackedMxfp4, pack_mxfp4
 from mimo_engine.kernels.rope_kv.triton import rope_and_write
 from mimo_engine.kernels.sampling.triton import accept_drafts, sample_rows
 from mimo_engine.kernels.segment_attention.triton import segment_attention
 
 __all__ = ["TRITON"]
+
+_logger = logging.getLogger(__name__)
+
+
+def _experts(
+    x: torch.Tensor,
+    chosen: torch.Tensor,
+    weights: torch.Tensor,
+    gate_up: Weight | PackedMxfp4,
+    down: Weight | PackedMxfp4,
+) -> torch.Tensor:
+    if isinstance(gate_up, PackedMxfp4):
+        assert isinstance(down, PackedMxfp4)
+        return mxfp4.experts(x, chosen, weights, gate_up, down)
+    assert not isinstance(down, PackedMxfp4)
+    return plain.experts(x, chosen, weights, gate_up, down)
+
+
+def _prepared(weight: Weight) -> Weight | PackedMxfp4:
+    """MXFP4 is packed for bfloat16 activations, which such checkpoints expect (docs/kernels.md)."""
+    if not isinstance(weight, Mxfp4Weight):
+        return weight
+    packed, num_lost = pack_mxfp4(weight, "bf16")
+    if num_lost:
+        _logger.warning(
+            "%d groups of MXFP4 values are more than 2^126 smaller than the largest of their row, "
+            "and are taken as 0",
+            int(num_lost),
+        )
+    return packed
+
 
 TRITON = Kernels(
     name="triton",
@@ -32,7 +70,8 @@ TRITON = Kernels(
     rope_and_write=rope_and_write,
     attention=paged_attention,
     route=route,
-    experts=experts,
+    experts=_experts,
+    prepare_experts=_prepared,
     segment_attention=segment_attention,
     step=StepKernels(
         begin_step=begin_step,

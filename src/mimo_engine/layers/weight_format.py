@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from mimo_engine.kernels.quant import Fp8BlockWeight, Mxfp4Weight, Weight, materialise
+from mimo_engine.kernels.quant import Weight, materialise
 
 __all__ = ["Weight", "assign_weights", "materialise"]
 
@@ -23,10 +23,10 @@ def assign_weights(module: nn.Module, weights: dict[str, Weight]) -> None:
         path, _, attribute = name.rpartition(".")
         owner = module.get_submodule(path)
         delattr(owner, attribute)
-        if isinstance(weight, Fp8BlockWeight | Mxfp4Weight):
-            setattr(owner, attribute, weight)
-        else:
+        if isinstance(weight, torch.Tensor):
             setattr(owner, attribute, nn.Parameter(weight, requires_grad=False))
+        else:
+            setattr(owner, attribute, weight)
     # What else layers keep, such as frequencies, goes where the weights are.
     plain = [weight for weight in weights.values() if isinstance(weight, torch.Tensor)]
     device = plain[0].device if plain else None

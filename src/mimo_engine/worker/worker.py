@@ -87,8 +87,11 @@ class Worker:
         self._num_live_tokens = num_live_tokens
         self.device = resolve_device(config.device, plan.tp_rank)
         self.dtype = resolve_dtype(config.dtype, self.device)
-        split = split_mtp_weights(self._weights(media))
         self._kernels = choose_kernels(config.kernels, self.device, self.dtype)
+        split = split_mtp_weights(self._weights(media))
+        for name in [name for name in split.text if ".experts." in name]:
+            # One at a time, so that memory never holds both forms of all.
+            split.text[name] = self._kernels.prepare_experts(split.text.pop(name))
         _logger.info("kernels: %s", describe(self._kernels))
         self.model = TextModel.from_weights(
             model_config, split.text, plan, comm, kernels=self._kernels

@@ -201,12 +201,6 @@ OP = Op(
             counts=[1, 2, 0, 140, 17, 4],
         ),
         _small("chunks, odd group", _ODD_GROUP, starts=[1, 0], counts=[20, 100]),
-        _small(
-            "float32",
-            Heads(num_heads=8, num_kv_heads=2, qk=48, v=16, dtype=torch.float32),
-            starts=[300, 60, 0],
-            counts=[1, 33, 12],
-        ),
         *_real_cases(),
     ),
     # bfloat16 weights and outputs on one side, outputs on the other: half of 2^-8 each.

@@ -75,6 +75,8 @@ def paged_attention(
 ) -> torch.Tensor:
     """See the package. Calls on one device follow one another: they share its tickets."""
     assert q.dtype is k_pool.dtype is v_pool.dtype
+    # Triton 3.6 makes a wild read of float32 prompts on a GPU; the interpreter has them right.
+    assert q.dtype is torch.bfloat16 or not q.is_cuda, "on a GPU bfloat16 alone is served"
     assert all(tensor.is_contiguous() for tensor in (q, k_pool, v_pool))
     _check(rows)
     shape = Shape.of(
