@@ -2,8 +2,8 @@
 
 Small files and functions are what keeps this repository readable, so the limit is enforced, not
 remembered. Lines are physical lines; a function's are those from `def` to its last statement. Of a
-GPU kernel, which Triton compiles, only the body counts: a launch hands over pointers and numbers one
-by one, no object could bundle them, and a table of twenty parameters is not hard to read.
+kernel, which Triton compiles, only the body counts: a launch hands over pointers and numbers one by
+one, no object could bundle them, and a table of twenty parameters is not hard to read.
 """
 
 from __future__ import annotations

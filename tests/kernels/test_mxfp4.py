@@ -5,8 +5,8 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from kernel_place import ON_GPU
 
-from conftest import ON_GPU
 from mimo_engine.kernels.quant import Mxfp4Weight, mxfp4
 from mimo_engine.kernels.quant.mxfp4 import HAS_ASSEMBLY, decoded
 from mimo_engine.kernels.quant.mxfp4_layout import PackedMxfp4, pack_mxfp4

@@ -7,8 +7,8 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from kernel_place import ON_GPU
 
-from conftest import ON_GPU
 from mimo_engine.config.sampling import SamplingParams
 from mimo_engine.kernels.sampling import RowParams, reference, triton
 from mimo_engine.kernels.sampling.cases import make_params

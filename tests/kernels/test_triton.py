@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from kernel_place import ON_GPU
 
-from conftest import ON_GPU
 from mimo_engine.kernels.cases import OPS
 from mimo_engine.kernels.op import relative_error
 
