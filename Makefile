@@ -2,12 +2,17 @@
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+# Installed where torch's build brings none; and the one whose code for GPUs is read.
+TRITON ?= triton==3.9.0; platform_system == "Linux"
+SASS_TRITON ?= triton==3.6.0
 PORT ?= 8000
 ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SASS_VENV := .venv-sass
+SASS_STAMP := $(SASS_VENV)/.installed
 SOURCES := src tests tools
 
 # The small trained model that comes with the package.
@@ -29,19 +34,20 @@ video/motion=0.8,video/order=0.8,video/flashes=0.7,video/first=0.6,video/agree=1
 audio/pitch=0.6,audio/beeps=0.8,audio/spoken_words=0.9
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve demo test prove lint format bench test-gpu clean
+.PHONY: help install serve demo test prove lint format bench test-gpu check-sass clean
 
 help:
 	@echo "make install    set up $(VENV)"
 	@echo "make serve      serve the default model on port $(PORT) (MODEL=directory-or-name, ARGS=flags)"
 	@echo "make demo       train the default model anew, on a GPU, into $(DEMO_RUNS)"
-	@echo "make test       the tests of every change: pure, cpu, e2e"
+	@echo "make test       the tests of every change: pure, cpu, kernels, e2e"
 	@echo "make prove      the long proofs at full size (hours)"
 	@echo "make lint       style, types, import contract, sizes"
 	@echo "make format     let ruff rewrite what it can"
 	@echo "make bench      time the engine's own work"
 	@echo "make test-gpu   the tests that need a GPU"
-	@echo "make clean      remove $(VENV) and .cache"
+	@echo "make check-sass the kernels' machine code for Hopper, without a GPU (ARGS=parts of names)"
+	@echo "make clean      remove $(VENV), $(SASS_VENV) and .cache"
 
 install: $(STAMP)
 
@@ -50,6 +56,7 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(TORCH)
+	$(BIN)/python -m pip show --quiet triton || $(BIN)/python -m pip install '$(TRITON)'
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	@touch $@
 
@@ -75,7 +82,17 @@ prove: $(STAMP)
 	$(BIN)/python tools/prove.py $(ARGS)
 
 test-gpu: $(STAMP)
-	$(BIN)/python -m pytest -q tests/gpu $(ARGS)
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest -q tests/gpu tests/kernels $(ARGS)
+
+# An environment of its own: the tests' Triton is another, and nothing else of ours is needed.
+$(SASS_STAMP): Makefile
+	test -x $(SASS_VENV)/bin/python || $(PYTHON) -m venv $(SASS_VENV)
+	$(SASS_VENV)/bin/python -m pip install $(TORCH)
+	$(SASS_VENV)/bin/python -m pip install numpy '$(SASS_TRITON)'
+	@touch $@
+
+check-sass: $(SASS_STAMP)
+	PYTHONPATH=src TRITON_CACHE_DIR=.cache/sass $(SASS_VENV)/bin/python tools/check_sass.py $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(SOURCES)
@@ -92,4 +109,4 @@ bench: $(STAMP) $(RANDOM_MODEL)/config.json
 	$(BIN)/python -m mimo_engine.bench $(RANDOM_MODEL)
 
 clean:
-	rm -rf $(VENV) .cache
+	rm -rf $(VENV) $(SASS_VENV) .cache

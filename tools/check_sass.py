@@ -3,11 +3,10 @@
     python tools/check_sass.py [PART OF A NAME ...]
 
 For each case of kernels/cases.py that a GPU would run, its kernels are compiled for sm_90 with the
-shapes of the case, and a line says: registers, bytes of spilled registers, shared memory, which
-matrix instructions there are, and how many instructions the innermost loop with such has. It ends
-with an error where registers are spilled, or where a product of FP8 or bfloat16 has no instruction
-of Hopper's warp groups. Runs under triton 3.6 (`make check-sass`), whose wheels bring a
-disassembler.
+shapes of the case, and a line says: registers, bytes of spilled registers, shared memory, how many
+instructions the shortest loop with products has, and which matrix instructions there are. It ends
+with an error where that is not what sass_gates.py asks for. Runs under triton 3.6
+(`make check-sass`), whose wheels bring a disassembler and whose compiler serves on GPUs.
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from mimo_engine.kernels.cases import OPS
+from sass_gates import Code, complaints
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _MATRIX = re.compile(r"\b(HGMMA|QGMMA|IGMMA|HMMA|QMMA|IMMA)\b")
@@ -46,26 +47,6 @@ class _Hopper:
         return device
 
 
-@dataclass(frozen=True, slots=True)
-class Code:
-    """One compiled kernel."""
-
-    name: str
-    num_registers: int
-    spilled_bytes: int
-    shared_bytes: int
-    matrix: Counter[str]
-    loop: int
-    """Instructions of the innermost loop that multiplies, or loads where none does."""
-
-    def __str__(self) -> str:
-        matrix = ", ".join(f"{count} {name}" for name, count in sorted(self.matrix.items())) or "-"
-        return (
-            f"{self.name:<28}{self.num_registers:>5} regs{self.spilled_bytes:>6} spilled"
-            f"{self.shared_bytes / 1024:>7.0f} KiB  loop {self.loop:>5}  {matrix}"
-        )
-
-
 def compiled(call: Any) -> list[Code]:
     """The kernels that `call` would launch."""
     found: list[Code] = []
@@ -73,7 +54,9 @@ def compiled(call: Any) -> list[Code]:
 
     def compile_only(self: JITFunction, *args: Any, **named: Any) -> None:
         kernel = run(self, *args, **{**named, "warmup": True})
-        found.append(_read(kernel))
+        module = self.fn.__module__.removeprefix("mimo_engine.kernels.")
+        constants = {key: x for key, x in named.items() if isinstance(x, bool | int)}
+        found.append(_read(kernel, f"{module}.{kernel.metadata.name}", constants))
 
     JITFunction.run = compile_only
     try:
@@ -83,22 +66,31 @@ def compiled(call: Any) -> list[Code]:
     return found
 
 
-def _read(kernel: Any) -> Code:
+def _read(kernel: Any, name: str, constants: Mapping[str, Any]) -> Code:
+    registers, spilled_bytes, lines = _disassembled(kernel.asm["cubin"])
+    loop, num_spills = _loops(lines)
+    return Code(
+        name=name,
+        constants=constants,
+        num_registers=registers,
+        spilled_bytes=spilled_bytes,
+        shared_bytes=kernel.metadata.shared,
+        matrix=Counter(_MATRIX.findall("\n".join(lines))),
+        loop=loop,
+        num_spills_in_loops=num_spills,
+    )
+
+
+@cache
+def _disassembled(cubin: bytes) -> tuple[int, int, Sequence[str]]:
+    """(registers, bytes spilled, lines); many cases launch the same code."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
+        file.write(cubin)
         file.flush()
         usage = _output("cuobjdump", "-res-usage", file.name)
         lines = _output("nvdisasm", "-c", file.name).splitlines()
-    numbers = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
-    code = "\n".join(lines)
-    return Code(
-        name=kernel.metadata.name,
-        num_registers=int(numbers["REG"]),
-        spilled_bytes=int(numbers["STACK"]) + int(numbers["LOCAL"]),
-        shared_bytes=kernel.metadata.shared,
-        matrix=Counter(_MATRIX.findall(code)),
-        loop=_innermost(lines),
-    )
+    numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    return numbers["REG"], numbers["STACK"] + numbers["LOCAL"], lines
 
 
 def _output(tool: str, *arguments: str) -> str:
@@ -107,44 +99,48 @@ def _output(tool: str, *arguments: str) -> str:
     ).stdout
 
 
-def _innermost(lines: list[str]) -> int:
-    """Instructions between a label and the backward branch to it, of the shortest such range that
-    multiplies; 0 without one."""
-    places, number = {}, 0
-    ranges: list[tuple[int, int]] = []
-    has_matrix: list[int] = []
+def _loops(lines: Sequence[str]) -> tuple[int, int]:
+    """(instructions of the shortest loop that multiplies, or of the shortest where none does, and 0
+    without one; loads and stores of spilled registers in loops that multiply).
+
+    A loop is what stands between a label and a branch back to it; the one branch to itself is the
+    end of the code.
+    """
+    places: dict[str, int] = {}
+    loops: list[tuple[int, int]] = []
+    code: list[str] = []
     for line in lines:
         label = re.match(r"\s*(\.L_x_\d+):", line)
         if label:
-            places[label[1]] = number
+            places[label[1]] = len(code)
         elif re.search(r"/\*[0-9a-f]{4,}\*/", line):
-            number += 1
-            if _MATRIX.search(line):
-                has_matrix.append(number)
+            code.append(line)
             branch = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", line)
-            if branch and branch[1] in places:
-                ranges.append((places[branch[1]], number))
-    loops = [(a, b) for a, b in ranges if any(a < place <= b for place in has_matrix)]
-    return min((b - a for a, b in loops or ranges), default=0)
+            if branch and places.get(branch[1], len(code)) < len(code) - 1:
+                loops.append((places[branch[1]], len(code)))
+    multiplying = [loop for loop in loops if any(map(_MATRIX.search, code[slice(*loop)]))]
+    inside = {place for loop in multiplying for place in range(*loop)}
+    num_spills = sum(bool(re.search(r"\b(LDL|STL)\b", code[place])) for place in inside)
+    return min((b - a for a, b in multiplying or loops), default=0), num_spills
 
 
 def main(wanted: list[str]) -> int:
     driver.set_active(_Hopper())
     torch.set_default_device("meta")
-    complaints = []
+    failures: dict[str, None] = {}
     for op in OPS:
         for case in op.cases:
             title = f"{op.name}: {case.name}"
             if case.work is None or not all(part in title for part in wanted):
                 continue
-            print(title)
+            print(title, flush=True)
             arguments = case.make(torch.device("meta"))
             for code in compiled(lambda op=op, arguments=arguments: op.triton(**arguments)):
                 print(f"    {code}")
-                if code.spilled_bytes:
-                    complaints.append(f"{title}: {code.name} spills {code.spilled_bytes} bytes")
-    print(*complaints, sep="\n")
-    return bool(complaints)
+                for complaint in complaints(code):
+                    failures[f"{title}: {code.name} {complaint}"] = None
+    print(*failures, sep="\n", end="\n" if failures else "")
+    return bool(failures)
 
 
 if __name__ == "__main__":
