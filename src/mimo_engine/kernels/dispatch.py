@@ -82,6 +82,7 @@ REFERENCE = Kernels(
     route=route,
     experts=experts,
     segment_attention=segment_attention,
+    prepare_experts=lambda weight: weight,
     step=None,
 )
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from mimo_engine.kernels.quant import FP8_BLOCK, Fp8BlockWeight, Weight
 from mimo_engine.kernels.quant.triton import quantised
@@ -101,9 +102,9 @@ def _quantise_rows(x_ptr, code_ptr, scale_ptr, num_rows, SIZE: tl.constexpr, ROW
 
 @triton.jit
 def _many_rows(
-    code_ptr,
+    codes,
     x_scale_ptr,
-    weight_ptr,
+    weights,
     scale_ptr,
     scale_row_ptr,
     out_ptr,
@@ -116,7 +117,11 @@ def _many_rows(
     GROUP: tl.constexpr,
 ):
     """FP8 rows by FP8 weights, a tile of ROWS x TILE outputs; GROUP row tiles go together, so that
-    the weights are found in the cache. IS_UNIFORM: a tile's weight rows share their scales."""
+    the weights are found in the cache. IS_UNIFORM: a tile's weight rows share their scales.
+
+    codes and weights are tensor descriptors: tiles come by the copy engine where there is one, and
+    what is beyond an edge comes as 0.
+    """
     NUM_BLOCKS: tl.constexpr = (SIZE + _BLOCK - 1) // _BLOCK
     NUM_TILES: tl.constexpr = (NUM_OUT + TILE - 1) // TILE
     program = tl.program_id(0)
@@ -124,32 +129,22 @@ def _many_rows(
     first = program // (GROUP * NUM_TILES) * GROUP
     group = tl.minimum(num_row_tiles - first, GROUP)
     within = program % (GROUP * NUM_TILES)
-    rows = (first + within % group) * ROWS + tl.arange(0, ROWS)
-    out_rows = within // group * TILE + tl.arange(0, TILE)
+    first_row, first_out = (first + within % group) * ROWS, within // group * TILE
+    rows = first_row + tl.arange(0, ROWS)
+    out_rows = first_out + tl.arange(0, TILE)
     has_row, has_out = rows < num_rows, out_rows < NUM_OUT
-    # Rows beyond the end read the last one: cheaper than a mask in every step.
-    x_rows = tl.minimum(rows, num_rows - 1).to(tl.int64)
-    w_rows = tl.minimum(out_rows, NUM_OUT - 1).to(tl.int64)
-    columns = tl.arange(0, _BLOCK)
-    inputs = code_ptr + x_rows[:, None] * SIZE + columns[None, :]
-    weights = weight_ptr + w_rows[None, :] * SIZE + columns[:, None]
-    x_scales = x_scale_ptr + x_rows * NUM_BLOCKS
-    scale_rows = within // group * TILE if IS_UNIFORM else w_rows
+    x_scales = x_scale_ptr + tl.minimum(rows, num_rows - 1).to(tl.int64) * NUM_BLOCKS
+    scale_rows = first_out if IS_UNIFORM else tl.minimum(out_rows, NUM_OUT - 1)
     w_scales = scale_ptr + tl.load(scale_row_ptr + scale_rows) * NUM_BLOCKS
     total = tl.zeros((ROWS, TILE), tl.float32)
     for block in range(NUM_BLOCKS):
-        if NUM_BLOCKS * _BLOCK == SIZE:
-            x = tl.load(inputs + block * _BLOCK)
-            w = tl.load(weights + block * _BLOCK)
-        else:
-            inside = columns + block * _BLOCK < SIZE
-            x = tl.load(inputs + block * _BLOCK, mask=inside[None, :], other=0.0)
-            w = tl.load(weights + block * _BLOCK, mask=inside[:, None], other=0.0)
+        x = codes.load([first_row, block * _BLOCK])
+        w = weights.load([first_out, block * _BLOCK])
         if IS_UNIFORM:
             scale = (tl.load(x_scales + block) * tl.load(w_scales + block))[:, None]
         else:
             scale = tl.load(x_scales + block)[:, None] * tl.load(w_scales + block)[None, :]
-        total += tl.dot(x, w) * scale
+        total += tl.dot(x, tl.trans(w)) * scale
     places = rows.to(tl.int64)[:, None] * NUM_OUT + out_rows[None, :]
     tl.store(
         out_ptr + places,
@@ -244,9 +239,9 @@ def _many_fp8(x: torch.Tensor, weight: Weight) -> torch.Tensor:
     rows = tile = 128
     grid = (triton.cdiv(num_rows, rows) * triton.cdiv(num_out, tile),)
     _many_rows[grid](
-        codes,
+        TensorDescriptor.from_tensor(codes, [rows, FP8_BLOCK]),
         x_scales,
-        weight.data,
+        TensorDescriptor.from_tensor(weight.data, [tile, FP8_BLOCK]),
         weight.scales,
         weight.scale_row,
         out,

@@ -59,7 +59,6 @@ def _row_scales(scale_ptr, rows):
 @triton.jit
 def _few_sums(
     x_ptr,
-    x_scale_ptr,
     data_ptr,
     exponent_ptr,
     rows,
@@ -68,17 +67,14 @@ def _few_sums(
     SIZE: tl.constexpr,
     NUM_ROWS: tl.constexpr,
     IS_FP8: tl.constexpr,
-    HAS_CODES: tl.constexpr,
     IS_ASM: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """[TILE, ROWS] float32: of some rows of one expert's weight with the inputs at some places."""
     NUM_BLOCKS: tl.constexpr = (SIZE + _BLOCK - 1) // _BLOCK
-    NUM_SCALES: tl.constexpr = (SIZE + _HALF - 1) // _HALF
     columns = tl.arange(0, _HALF)
     inputs = x_ptr + places[:, None] * SIZE + columns[None, :]
-    x_scales = x_scale_ptr + places * NUM_SCALES
     weights = data_ptr + rows[:, None] * (NUM_BLOCKS * _HALF) + columns[None, :]
     total = tl.zeros((TILE, ROWS), tl.float32)
     for block in range(NUM_BLOCKS):
@@ -92,11 +88,7 @@ def _few_sums(
                 mask = mask & (columns + start < SIZE)[None, :]
             x = tl.load(inputs + start, mask=mask, other=0.0)
             w = decoded(data, exponent, half, TILE, IS_FP8, IS_ASM)
-            if HAS_CODES:
-                has_scale = has_slot & (2 * block + half < NUM_SCALES)
-                x_scale = tl.load(x_scales + 2 * block + half, mask=has_scale, other=0.0)
-                total += tl.dot(w, tl.trans(x)) * x_scale[None, :]
-            elif IS_FP8:
+            if IS_FP8:
                 codes, x_scale = quantised(x.to(tl.float32))
                 total += tl.dot(w, tl.trans(codes)) * x_scale[None, :]
             else:
@@ -107,13 +99,11 @@ def _few_sums(
 @triton.jit
 def _few(
     x_ptr,
-    x_scale_ptr,
     data_ptr,
     exponent_ptr,
     scale_ptr,
     share_ptr,
     out_ptr,
-    out_scale_ptr,
     chosen_ptr,
     tile_expert_ptr,
     tile_first_ptr,
@@ -125,14 +115,13 @@ def _few(
     NUM_OUT: tl.constexpr,
     IS_FP8: tl.constexpr,
     IS_UP: tl.constexpr,
-    HAS_CODES: tl.constexpr,
     IS_GROUPED: tl.constexpr,
     IS_ASM: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """A tile of an expert's rows by ROWS slots: out[slot, :] = silu(gate) * up if IS_UP, else
-    share[slot] * y. HAS_CODES: x is FP8 with scales; else, if IS_FP8, it is quantised here."""
+    share[slot] * y. If IS_FP8, x is quantised here."""
     NUM_ROWS: tl.constexpr = 2 * NUM_OUT if IS_UP else NUM_OUT
     NUM_BLOCKS: tl.constexpr = (SIZE + _BLOCK - 1) // _BLOCK
     expert, slots, has_slot = tile_slots(
@@ -144,13 +133,13 @@ def _few(
     own = expert.to(tl.int64) * NUM_ROWS
     rows = _weight_rows(tl.program_id(0), NUM_OUT, IS_UP, TILE)
     total = _few_sums(
-        x_ptr, x_scale_ptr, data_ptr + own * (NUM_BLOCKS * _HALF), exponent_ptr + own * NUM_BLOCKS,
+        x_ptr, data_ptr + own * (NUM_BLOCKS * _HALF), exponent_ptr + own * NUM_BLOCKS,
         rows, (slots // SLOTS_PER_INPUT).to(tl.int64), has_slot,
-        SIZE, NUM_ROWS, IS_FP8, HAS_CODES, IS_ASM, ROWS, TILE,
+        SIZE, NUM_ROWS, IS_FP8, IS_ASM, ROWS, TILE,
     )  # fmt: skip
     total *= _row_scales(scale_ptr + own, rows)[:, None]
     if IS_UP:
-        _store_inner(out_ptr, out_scale_ptr, total, slots, has_slot, NUM_OUT, ROWS, TILE)
+        _store_inner(out_ptr, total, slots, has_slot, NUM_OUT, ROWS, TILE)
     else:
         out_columns = tl.program_id(0) * TILE + tl.arange(0, TILE)
         share = tl.load(share_ptr + slots, mask=has_slot, other=0.0)
@@ -164,7 +153,6 @@ def _few(
 @triton.jit
 def _store_inner(
     out_ptr,
-    out_scale_ptr,
     total,
     slots,
     has_slot,
@@ -172,18 +160,12 @@ def _store_inner(
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """The inner activation of total [TILE, ROWS], gates above ups. An out of FP8 gets scales too,
-    for which a tile has to make a whole block of 128 columns."""
+    """The inner activation of total [TILE, ROWS], gates above ups."""
     WIDTH: tl.constexpr = TILE // 2
     gate, up = tl.split(tl.permute(tl.reshape(total, (2, WIDTH, ROWS)), (2, 1, 0)))
     h = activated(gate, up, tl.bfloat16)
     out_columns = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
     mask = has_slot[:, None] & (out_columns < NUM_OUT)[None, :]
-    if out_ptr.dtype.element_ty == tl.float8e4nv:
-        tl.static_assert(WIDTH == _HALF)
-        h, h_scale = quantised(tl.where(mask, h.to(tl.float32), 0.0))
-        h_scales = out_scale_ptr + slots.to(tl.int64) * ((NUM_OUT + _HALF - 1) // _HALF)
-        tl.store(h_scales + tl.program_id(0), h_scale, mask=has_slot)
     tl.store(out_ptr + slots.to(tl.int64)[:, None] * NUM_OUT + out_columns[None, :], h, mask=mask)
 
 
@@ -311,8 +293,6 @@ _MAX_FEW_SLOTS: dict[Activations, int] = {"fp8": 16, "bf16": 32}
 decoded for every 16 slots again."""
 _FEW_ROWS = 16
 _FEW_SHAPES = (_Shape(128, 4, 240), _Shape(64, 4))
-# 128 gates with their ups are a whole block of the inner activation, which can leave as FP8.
-_FEW_FP8_UP_SHAPES = (_Shape(256, 8, 120), _Shape(128, 8, 120), _Shape(64, 4))
 _FEW_STAGES = 3
 _MANY_ROWS, _MANY_TILE, _MANY_WARPS = 64, 128, 4
 _MANY_STAGES = 2
@@ -357,25 +337,19 @@ def _few_tokens(
     tiles = make_tiles(chosen, num_experts, _FEW_ROWS) if is_grouped else None
     num_tiles = num_slots if tiles is None else tiles.num_tiles
     places = _places(chosen, tiles)
-    up = _shape(_FEW_FP8_UP_SHAPES if is_fp8 else _FEW_SHAPES, num_rows, num_tiles)
-    has_codes = is_fp8 and up.tile == 2 * FP8_BLOCK
-    kind = torch.float8_e4m3fn if has_codes else x.dtype
-    h = torch.empty(num_slots, width, dtype=kind, device=device)
-    num_blocks = triton.cdiv(width, FP8_BLOCK)
-    h_scales = torch.empty(num_slots, num_blocks, dtype=torch.float32, device=device)
+    h = torch.empty(num_slots, width, dtype=x.dtype, device=device)
     out = torch.empty(num_tokens, top_k, size, dtype=torch.float32, device=device)
-    _few[(triton.cdiv(num_rows, up.tile), num_tiles)](
-        x, h_scales, *_pieces(gate_up), weights, h, h_scales, *places, num_tokens,
-        SLOTS_PER_INPUT=top_k, SIZE=size, NUM_OUT=width, IS_FP8=is_fp8, IS_UP=True,
-        HAS_CODES=False, IS_GROUPED=is_grouped, IS_ASM=HAS_ASSEMBLY, ROWS=_FEW_ROWS,
-        TILE=up.tile, num_warps=up.num_warps, num_stages=_FEW_STAGES,
+    shape = _shape(_FEW_SHAPES, num_rows, num_tiles)
+    _few[(triton.cdiv(num_rows, shape.tile), num_tiles)](
+        x, *_pieces(gate_up), weights, h, *places, num_tokens, SLOTS_PER_INPUT=top_k, SIZE=size,
+        NUM_OUT=width, IS_FP8=is_fp8, IS_UP=True, IS_GROUPED=is_grouped, IS_ASM=HAS_ASSEMBLY,
+        ROWS=_FEW_ROWS, TILE=shape.tile, num_warps=shape.num_warps, num_stages=_FEW_STAGES,
     )  # fmt: skip
     shape = _shape(_FEW_SHAPES, size, num_tiles)
     _few[(triton.cdiv(size, shape.tile), num_tiles)](
-        h, h_scales, *_pieces(down), weights, out, h_scales, *places, num_tokens,
-        SLOTS_PER_INPUT=1, SIZE=width, NUM_OUT=size, IS_FP8=is_fp8, IS_UP=False,
-        HAS_CODES=has_codes, IS_GROUPED=is_grouped, IS_ASM=HAS_ASSEMBLY, ROWS=_FEW_ROWS,
-        TILE=shape.tile, num_warps=shape.num_warps, num_stages=_FEW_STAGES,
+        h, *_pieces(down), weights, out, *places, num_tokens, SLOTS_PER_INPUT=1, SIZE=width,
+        NUM_OUT=size, IS_FP8=is_fp8, IS_UP=False, IS_GROUPED=is_grouped, IS_ASM=HAS_ASSEMBLY,
+        ROWS=_FEW_ROWS, TILE=shape.tile, num_warps=shape.num_warps, num_stages=_FEW_STAGES,
     )  # fmt: skip
     return out
 
