@@ -8,14 +8,14 @@ over the rate of a measured matrix product.
 
 from __future__ import annotations
 
-import argparse
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 import torch
 
-from mimo_engine.bench.record import append_result
+from mimo_engine.bench.record import append_result, repository_root
 from mimo_engine.kernels.cases import OPS
 from mimo_engine.kernels.op import Case, Op, relative_error
 
@@ -111,11 +111,12 @@ def time_case(op: Op, case: Case, ceilings: Ceilings) -> Timing:
     return Timing(seconds, limit, error)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table and append one JSON line."""
-    parser = argparse.ArgumentParser(prog="python -m mimo_engine.bench kernels")
-    parser.add_argument("part", nargs="*", help="of the names of operators and cases")
-    options = parser.parse_args(arguments)
+def main(parts: Sequence[str]) -> None:
+    """Time the cases whose names have all of these parts: print the table and append one JSON line.
+
+    Raises ConfigError outside a checkout of the repository, before anything is timed.
+    """
+    repository_root()
     ceilings = measure_ceilings()
     print(
         f"{torch.cuda.get_device_name()}: copy {ceilings.copy_bytes_per_s / 1e12:.2f} TB/s, "
@@ -126,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for op in OPS:
         for case in op.cases:
             name = f"{op.name}: {case.name}"
-            if case.work is None or not all(part in name for part in options.part):
+            if case.work is None or not all(part in name for part in parts):
                 continue
             timing = time_case(op, case, ceilings)
             torch.cuda.empty_cache()
@@ -151,4 +152,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

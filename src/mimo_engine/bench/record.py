@@ -15,15 +15,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-__all__ = ["append_result", "hardware"]
+from mimo_engine.errors import ConfigError
+
+__all__ = ["append_result", "hardware", "repository_root"]
 
 
 def append_result(name: str, payload: Mapping[str, Any]) -> Path:
     """Append `payload`, with date, commit and hardware, to benchmarks/results/<name>.jsonl.
 
-    Returns the file. Raises FileNotFoundError outside a checkout of the repository.
+    Returns the file. Raises ConfigError outside a checkout of the repository.
     """
-    root = _repository_root()
+    root = repository_root()
     record = {
         "bench": name,
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -53,12 +55,13 @@ def _processor_name() -> str:
     return platform.processor() or platform.system()
 
 
-def _repository_root() -> Path:
+def repository_root() -> Path:
+    """The checkout that this is run in, or of. Raises ConfigError where there is none."""
     for start in (Path.cwd(), Path(__file__).resolve()):
         for directory in (start, *start.parents):
             if (directory / "pyproject.toml").exists() and (directory / "benchmarks").is_dir():
                 return directory
-    raise FileNotFoundError("no checkout of the repository here: run the bench from within one")
+    raise ConfigError("no checkout of the repository here: run the bench from within one")
 
 
 def _commit(root: Path) -> str:

@@ -1,8 +1,9 @@
 """The command `mimo-engine`: picks a command, makes its flags from its dataclass, runs it.
 
 A command is a module of this package with a frozen dataclass `Command` (its fields are the flags,
-their docstrings the help) and `run(command) -> exit code`. Only the module of the command that was
-asked for is imported, so that `plan` on a laptop does not wait for a server's imports.
+their docstrings the help) and `run(command) -> exit code`; a command of two words, as `bench step`,
+is the module `bench_step`. Only the module of the command that was asked for is imported, so that
+`plan` on a laptop does not wait for a server's imports.
 
 Exit codes: 0 done, 1 refused (one line on stderr says why and what to do), 2 wrong usage.
 """
@@ -28,6 +29,7 @@ COMMANDS = {
     "plan": "what fits on which GPUs, from config.json alone",
     "eval": "how well a served model answers: GSM8K, MMMU, speech, tool calls",
     "random-checkpoint": "write a checkpoint of the official layout with random weights",
+    "bench kernels": "how fast every operator is on this GPU, against what the hardware allows",
 }
 
 # Flat flags: `--page-size`, not `--engine.cache.page-size`. A list is given by repeating its flag,
@@ -43,9 +45,10 @@ _FLAG_STYLE = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command named by `argv` (default: `sys.argv[1:]`); returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    name = arguments[0] if arguments else "--help"
-    if name in ("-h", "--help"):
-        print(_usage())
+    name = _command(arguments)
+    group, _, rest = name.partition(" ")
+    if name in ("-h", "--help") or rest in ("-h", "--help"):
+        print(_usage(group if rest else ""))
         return 0 if arguments else 2
     if name == "--version":
         print(f"mimo-engine {__version__}")
@@ -54,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: no command {name!r}\n\n{_usage()}", file=sys.stderr)
         return 2
     try:
-        return _module(name).run(parse(name, arguments[1:]))
+        return _module(name).run(parse(name, arguments[len(name.split()) :]))
     except MimoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -72,13 +75,22 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     )
 
 
+def _command(arguments: Sequence[str]) -> str:
+    """What stands where a command does: two words where the first begins such commands."""
+    first = arguments[0] if arguments else "--help"
+    is_group = any(name.startswith(f"{first} ") for name in COMMANDS)
+    return " ".join(arguments[:2]) if is_group else first
+
+
 def _module(name: str) -> Any:
-    return import_module(f"mimo_engine.cli.{name.replace('-', '_')}")
+    return import_module(f"mimo_engine.cli.{name.replace('-', '_').replace(' ', '_')}")
 
 
-def _usage() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
+def _usage(group: str = "") -> str:
+    """Of all commands, or of those that begin with a word."""
+    names = [name for name in COMMANDS if name.startswith(group)]
+    width = max(map(len, names))
+    lines = [f"  {name:{width}}  {COMMANDS[name]}" for name in names]
     return "\n".join(
         [
             "usage: mimo-engine [--version] COMMAND ...",

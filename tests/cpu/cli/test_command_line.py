@@ -1,9 +1,12 @@
 """The command line: its flags are frozen here, its errors are one line."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import mimo_engine
 from mimo_engine.cli import main as command_line
@@ -58,7 +61,7 @@ DRAFTS = {
     "--recompute-boundary",
     "--no-recompute-boundary",
 }
-ENGINE = RUN | ENCODER | DRAFTS
+ENGINE = RUN | ENCODER | DRAFTS | {"--kernels"}
 FLAGS = {
     "serve": ENGINE
     | MEDIA_LIMITS
@@ -78,6 +81,7 @@ FLAGS = {
     | {"--text-only", "--no-text-only", "--small-towers", "--no-small-towers"},
     "eval": {"--url", "--model", "--data", "--files", "--limit", "--concurrency"}
     | {"--max-tokens", "--thinking", "--timeout-s", "--output"},
+    "bench kernels": set(),
     "plan": RUN | {"--gpus", "--gpu", "--gpu-gib", "--num-mtp-layers"},
 }
 
@@ -128,11 +132,40 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"  {name} " in listed for name in COMMANDS)
 
 
+def test_the_first_word_of_commands_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--help"]) == 0
+    listed = capsys.readouterr().out
+    assert "  bench kernels " in listed
+    assert "serve" not in listed
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it would run")
+def test_a_bench_of_kernels_needs_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse("bench kernels", ["linear", "fp8 1 x"]).part == ("linear", "fp8 1 x")
+    assert main(["bench", "kernels", "linear"]) == 1
+    assert re.fullmatch(r"error: torch sees no GPU here.*\n", capsys.readouterr().err)
+
+
+def test_the_command_line_imports_neither_torch_nor_triton() -> None:
+    program = (
+        "import sys\n"
+        "from mimo_engine.cli.main import main\n"
+        "main(['--help'])\n"
+        "assert not {'torch', 'triton'} & set(sys.modules)\n"
+        "sys.modules['triton'] = None\n"
+        "main(['bench', 'kernels', '--help'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         pytest.param([], id="no command"),
         pytest.param(["fly"], id="unknown command"),
+        pytest.param(["bench"], id="half a command"),
+        pytest.param(["bench", "fly"], id="unknown second word"),
         pytest.param(["plan"], id="no model"),
         pytest.param(["plan", "m", "--wings", "2"], id="unknown flag"),
         pytest.param(["plan", "m", "--gpus", "two"], id="not a number"),

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from mimo_engine.bench import record, scheduler
+from mimo_engine.errors import ConfigError
 
 
 def test_the_bench_measures_steady_decoding_and_leaves_no_page_in_use():
@@ -36,5 +37,5 @@ def test_a_result_is_one_json_line_that_names_no_directory(tmp_path, monkeypatch
 def test_recording_outside_a_checkout_is_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(record, "__file__", str(tmp_path / "record.py"))
-    with pytest.raises(FileNotFoundError, match="checkout"):
+    with pytest.raises(ConfigError, match="checkout"):
         record.append_result("example", {})
