@@ -61,7 +61,7 @@ DRAFTS = {
     "--recompute-boundary",
     "--no-recompute-boundary",
 }
-ENGINE = RUN | ENCODER | DRAFTS | {"--kernels"}
+ENGINE = RUN | ENCODER | DRAFTS | {"--kernels", "--weights"}
 FLAGS = {
     "serve": ENGINE
     | MEDIA_LIMITS
