@@ -19,6 +19,7 @@ from mimo_engine.checkpoint.synthetic_tokenizer import Merge, write_synthetic_to
 from mimo_engine.config.engine import (
     CacheConfig,
     KernelChoice,
+    Mxfp4Activations,
     RandomWeights,
     SchedulerConfig,
     SpeculativeConfig,
@@ -88,8 +89,10 @@ def random_slice(
     max_num_seqs: int = 128,
     max_num_batched_tokens: int = 8192,
     num_drafts: int = 0,
+    captured: bool = True,
+    mxfp4_activations: Mxfp4Activations = "bf16",
 ) -> Iterator[LLM]:
-    """An engine over it; num_drafts: in every step."""
+    """An engine over it; num_drafts: in every step. captured: whether decode steps are replayed."""
     with TemporaryDirectory() as folder:
         config = slice_config(num_layers)
         (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -101,6 +104,7 @@ def random_slice(
             folder,
             kernels=kernels,
             weights=weights,
+            mxfp4_activations=mxfp4_activations,
             cache=CacheConfig(kv_cache_gib=kv_cache_gib, prefix_caching=False),
             scheduler=SchedulerConfig(
                 max_num_seqs=max_num_seqs,
@@ -109,6 +113,10 @@ def random_slice(
             ),
             speculative=drafts,
         )
+        runner = engine.core.executor.worker.runner
+        assert runner is not None
+        if not captured:
+            runner.graphs = None
         try:
             yield engine
         finally:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mimo_engine.config.engine import KernelChoice
+from mimo_engine.config.engine import KernelChoice, Mxfp4Activations
 from mimo_engine.errors import ConfigError
 from mimo_engine.kernels.activation import swiglu
 from mimo_engine.kernels.attention import AttentionGroup, PagedRows, attention
@@ -51,8 +51,9 @@ class Kernels:
     route: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     experts: Callable[..., torch.Tensor]
     segment_attention: Callable[..., torch.Tensor]
-    prepare_experts: Callable[[Weight], Any]
-    """Once, at load: a weight [E, out, in] as `experts` takes it."""
+    prepare_experts: Callable[[Weight, Mxfp4Activations], Any]
+    """Once, at load: a weight [E, out, in] as `experts` takes it; the second argument is for MXFP4
+    alone."""
     step: StepKernels | None
     """None: steps are not captured."""
 
@@ -82,7 +83,7 @@ REFERENCE = Kernels(
     route=route,
     experts=experts,
     segment_attention=segment_attention,
-    prepare_experts=lambda weight: weight,
+    prepare_experts=lambda weight, _: weight,
     step=None,
 )
 

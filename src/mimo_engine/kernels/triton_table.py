@@ -6,6 +6,7 @@ import logging
 
 import torch
 
+from mimo_engine.config.engine import Mxfp4Activations
 from mimo_engine.kernels.activation.triton import swiglu
 from mimo_engine.kernels.attention.triton import paged_attention
 from mimo_engine.kernels.decode_step.triton import (
@@ -17,9 +18,9 @@ from mimo_engine.kernels.decode_step.triton import (
 )
 from mimo_engine.kernels.dispatch import Kernels, StepKernels
 from mimo_engine.kernels.linear.triton import linear, linear_parts
-from mimo_engine.kernels.moe.router import route
 from mimo_engine.kernels.moe import mxfp4
 from mimo_engine.kernels.moe import triton as plain
+from mimo_engine.kernels.moe.router import route
 from mimo_engine.kernels.norm.triton import add_rms_norm
 from mimo_engine.kernels.quant import Mxfp4Weight, Weight
 from mimo_engine.kernels.quant.mxfp4_layout import PackedMxfp4, pack_mxfp4
@@ -46,16 +47,17 @@ def _experts(
     return plain.experts(x, chosen, weights, gate_up, down)
 
 
-def _prepared(weight: Weight) -> Weight | PackedMxfp4:
-    """MXFP4 is packed for bfloat16 activations, which such checkpoints expect (docs/kernels.md)."""
+def _prepared(weight: Weight, activations: Mxfp4Activations) -> Weight | PackedMxfp4:
+    """MXFP4 is packed for what it will be multiplied with."""
     if not isinstance(weight, Mxfp4Weight):
         return weight
-    packed, num_lost = pack_mxfp4(weight, "bf16")
+    packed, num_lost = pack_mxfp4(weight, activations)
     if num_lost:
         _logger.warning(
-            "%d groups of MXFP4 values are more than 2^126 smaller than the largest of their row, "
-            "and are taken as 0",
+            "%d groups of MXFP4 values are so much smaller than the largest of their row that they "
+            "are taken as 0 with %s activations",
             int(num_lost),
+            activations,
         )
     return packed
 

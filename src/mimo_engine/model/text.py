@@ -83,6 +83,7 @@ class TextModel(nn.Module):
         plan = plan or ParallelPlan()
         comm = comm or SingleRank()
         vocabulary = plan.vocabulary(config.vocab_size)
+        self.config = config
         self.embed_tokens = Embedding(
             vocabulary.local_size,
             config.hidden_size,

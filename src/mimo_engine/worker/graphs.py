@@ -140,6 +140,10 @@ class DecodeGraphs:
             for size in reversed(self._sizes):
                 self._graph(size, depth)
 
+    def forget(self, size: int, depth: int) -> None:
+        """The graph of a size and depth: it is captured anew when it is next asked for."""
+        self._graphs.pop((size, depth), None)
+
     def takes(self, plan: StepPlan) -> bool:
         """Whether the step is decoding alone, of requests that need nothing from the host."""
         depth = _depth(plan)

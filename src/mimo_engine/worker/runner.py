@@ -99,11 +99,11 @@ class Runner:
         self._comm = comm
         self._media = media
         self._drafter = drafter
-        self._graphs = graphs
+        self.graphs = graphs
 
     def launch(self, plan: StepPlan) -> Pending:
         """Begin the step; what is captured is under way when this returns, anything else done."""
-        graphs = self._graphs
+        graphs = self.graphs
         if graphs is None or plan.admissions or plan.encode or not graphs.takes(plan):
             assert not plan.is_ahead
             return Done(self.run(plan))

@@ -41,6 +41,7 @@ from mimo_engine.worker.kv_pools import allocate_pools
 from mimo_engine.worker.masks import ConstraintTable
 from mimo_engine.worker.media import MediaEncoder, Towers
 from mimo_engine.worker.runner import BROKEN_LOGITS, Pending, Runner
+from mimo_engine.worker.warm_up import warm_up
 
 __all__ = ["Worker", "resolve_device", "resolve_dtype"]
 
@@ -79,7 +80,7 @@ class Worker:
         media: MediaConfig | None = None,
     ) -> None:
         """num_draft_layers: how many of the checkpoint's MTP layers are used."""
-        self._num_draft_layers = num_draft_layers
+        self.num_draft_layers = num_draft_layers
         self._config = config
         self._model_config = model_config
         self._plan = plan
@@ -91,7 +92,9 @@ class Worker:
         split = split_mtp_weights(self._weights(media))
         for name in [name for name in split.text if ".experts." in name]:
             # One at a time, so that memory never holds both forms of all.
-            split.text[name] = self._kernels.prepare_experts(split.text.pop(name))
+            split.text[name] = self._kernels.prepare_experts(
+                split.text.pop(name), config.mxfp4_activations
+            )
         _logger.info("kernels: %s", describe(self._kernels))
         self.model = TextModel.from_weights(
             model_config, split.text, plan, comm, kernels=self._kernels
@@ -115,7 +118,7 @@ class Worker:
                 plan,
                 dtype=self.dtype,
                 device=self.device,
-                num_mtp_layers=self._num_draft_layers,
+                num_mtp_layers=self.num_draft_layers,
             )
         return load_checkpoint(
             Path(config.model),
@@ -127,7 +130,7 @@ class Worker:
             keep_quantised=self.device.type != "cpu",
             qkv_layout=config.settings.qkv_layout,
             media=media,
-            num_mtp_layers=self._num_draft_layers,
+            num_mtp_layers=self.num_draft_layers,
             progress=plan.tp_rank == 0,
         )
 
@@ -209,12 +212,12 @@ class Worker:
             kv_heads=self.kv_heads,
             dtype=self.dtype,
             device=self.device,
-            num_draft_layers=self._num_draft_layers,
+            num_draft_layers=self.num_draft_layers,
         )
         inputs = StepInputs(
             num_slots=self._config.scheduler.max_num_seqs,
             # Drafts behind a request's last position are read, though they never count.
-            max_pages=-(-(max_model_len + self._num_draft_layers) // layout.page_size),
+            max_pages=-(-(max_model_len + self.num_draft_layers) // layout.page_size),
             page_size=layout.page_size,
             window=self._model_config.window,
             device=self.device,
@@ -246,13 +249,14 @@ class Worker:
         if kernels is None or self._plan.tp_size > 1:
             return None
         started = time.perf_counter()
+        warm_up(self.model, inputs, caches)
         graphs = DecodeGraphs(
             self.model,
             inputs,
             caches,
             kernels,
             drafter=drafter,
-            max_depth=self._num_draft_layers,
+            max_depth=self.num_draft_layers,
             recomputes=self._config.speculative.recompute_boundary,
             num_slots=self._config.scheduler.max_num_seqs,
             num_live_tokens=self._num_live_tokens,
@@ -260,7 +264,9 @@ class Worker:
             error=BROKEN_LOGITS,
         )
         graphs.capture()
-        _logger.info("captured decode steps in %.1f s", time.perf_counter() - started)
+        _logger.info(
+            "compiled kernels and captured decode steps in %.1f s", time.perf_counter() - started
+        )
         return graphs
 
     def _drafter(self, inputs: StepInputs, caches: Sequence[LayerCache]) -> Drafter | None:

@@ -33,7 +33,7 @@ _MIN_STEPS = 4
 """Blocks of 128 columns in a split: fewer would not fill the pipeline."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _few_rows(
     x_ptr,
     weight_ptr,
@@ -86,7 +86,7 @@ def _few_rows(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _quantise_rows(x_ptr, code_ptr, scale_ptr, num_rows, SIZE: tl.constexpr, ROWS: tl.constexpr):
     NUM_BLOCKS: tl.constexpr = (SIZE + _BLOCK - 1) // _BLOCK
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -100,7 +100,7 @@ def _quantise_rows(x_ptr, code_ptr, scale_ptr, num_rows, SIZE: tl.constexpr, ROW
     tl.store(scale_ptr + rows * NUM_BLOCKS + block, scales, mask=has_row)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _many_rows(
     codes,
     x_scale_ptr,

@@ -34,7 +34,7 @@ class Tiles:
         return self.expert.shape[0]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_slots", "num_tokens"])
 def _collect(
     chosen_ptr,
     slots_ptr,
@@ -57,7 +57,7 @@ def _collect(
     tl.store(counts_ptr + expert, count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tiles", "num_rounds"])
 def _lay_tiles(
     counts_ptr,
     expert_ptr,

@@ -39,7 +39,7 @@ def _slots(places, slots_ptr, expert, count, num_tokens):
     return slots, has_slot
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def up_many(
     x_ptr,
     x_scale_ptr,
@@ -160,7 +160,7 @@ def _up_tile(
         tl.store(outputs, inner, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def down_many(
     h_ptr,
     h_scale_ptr,

@@ -96,7 +96,7 @@ def _few_sums(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _few(
     x_ptr,
     data_ptr,
@@ -219,7 +219,7 @@ def _many_sums(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _many(
     x_ptr,
     x_scale_ptr,

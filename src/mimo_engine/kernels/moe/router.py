@@ -45,7 +45,7 @@ def _logits_of_one(
     tl.store(out_ptr + token * NUM_EXPERTS + experts, tl.sum(total, axis=1), mask=has_expert)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _logits_of_some(
     x_ptr,
     weight_ptr,
@@ -84,7 +84,7 @@ def _logits_of_some(
     tl.store(place + experts[None, :], total, mask=has_token[:, None] & has_expert[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["part_stride"])
 def _choose(
     logits_ptr,
     bias_ptr,

@@ -61,7 +61,7 @@ def tile_slots(
     return expert, slots, has_slot
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _up_few(
     x_ptr,
     weight_ptr,
@@ -135,7 +135,7 @@ def _up_few(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _down_few(
     h_ptr,
     weight_ptr,
