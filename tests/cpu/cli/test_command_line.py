@@ -61,7 +61,8 @@ DRAFTS = {
     "--recompute-boundary",
     "--no-recompute-boundary",
 }
-ENGINE = RUN | ENCODER | DRAFTS | {"--kernels", "--weights"}
+KERNELS = {"--kernels", "--mxfp4-activations"}
+ENGINE = RUN | ENCODER | DRAFTS | KERNELS | {"--weights"}
 FLAGS = {
     "serve": ENGINE
     | MEDIA_LIMITS
