@@ -27,7 +27,6 @@ from mimo_engine.kernels.moe.triton import tile_slots
 from mimo_engine.kernels.quant import FP8_BLOCK
 from mimo_engine.kernels.quant.mxfp4 import HAS_ASSEMBLY, decoded
 from mimo_engine.kernels.quant.mxfp4_layout import MXFP4_BLOCK, Activations, PackedMxfp4
-from mimo_engine.kernels.quant.triton import quantised
 
 __all__ = ["experts"]
 
@@ -59,6 +58,7 @@ def _row_scales(scale_ptr, rows):
 @triton.jit
 def _few_sums(
     x_ptr,
+    x_scale_ptr,
     data_ptr,
     exponent_ptr,
     rows,
@@ -73,8 +73,10 @@ def _few_sums(
 ):
     """[TILE, ROWS] float32: of some rows of one expert's weight with the inputs at some places."""
     NUM_BLOCKS: tl.constexpr = (SIZE + _BLOCK - 1) // _BLOCK
+    NUM_SCALES: tl.constexpr = (SIZE + _HALF - 1) // _HALF
     columns = tl.arange(0, _HALF)
     inputs = x_ptr + places[:, None] * SIZE + columns[None, :]
+    x_scales = x_scale_ptr + places * NUM_SCALES
     weights = data_ptr + rows[:, None] * (NUM_BLOCKS * _HALF) + columns[None, :]
     total = tl.zeros((TILE, ROWS), tl.float32)
     for block in range(NUM_BLOCKS):
@@ -89,8 +91,9 @@ def _few_sums(
             x = tl.load(inputs + start, mask=mask, other=0.0)
             w = decoded(data, exponent, half, TILE, IS_FP8, IS_ASM)
             if IS_FP8:
-                codes, x_scale = quantised(x.to(tl.float32))
-                total += tl.dot(w, tl.trans(codes)) * x_scale[None, :]
+                has_scale = has_slot & (2 * block + half < NUM_SCALES)
+                x_scale = tl.load(x_scales + 2 * block + half, mask=has_scale, other=0.0)
+                total += tl.dot(w, tl.trans(x)) * x_scale[None, :]
             else:
                 total = tl.dot(w, tl.trans(x), total)
     return total
@@ -99,6 +102,7 @@ def _few_sums(
 @triton.jit(do_not_specialize=["num_tokens"])
 def _few(
     x_ptr,
+    x_scale_ptr,
     data_ptr,
     exponent_ptr,
     scale_ptr,
@@ -121,7 +125,7 @@ def _few(
     TILE: tl.constexpr,
 ):
     """A tile of an expert's rows by ROWS slots: out[slot, :] = silu(gate) * up if IS_UP, else
-    share[slot] * y. If IS_FP8, x is quantised here."""
+    share[slot] * y. IS_FP8: x is codes with scales."""
     NUM_ROWS: tl.constexpr = 2 * NUM_OUT if IS_UP else NUM_OUT
     NUM_BLOCKS: tl.constexpr = (SIZE + _BLOCK - 1) // _BLOCK
     expert, slots, has_slot = tile_slots(
@@ -133,7 +137,7 @@ def _few(
     own = expert.to(tl.int64) * NUM_ROWS
     rows = _weight_rows(tl.program_id(0), NUM_OUT, IS_UP, TILE)
     total = _few_sums(
-        x_ptr, data_ptr + own * (NUM_BLOCKS * _HALF), exponent_ptr + own * NUM_BLOCKS,
+        x_ptr, x_scale_ptr, data_ptr + own * (NUM_BLOCKS * _HALF), exponent_ptr + own * NUM_BLOCKS,
         rows, (slots // SLOTS_PER_INPUT).to(tl.int64), has_slot,
         SIZE, NUM_ROWS, IS_FP8, IS_ASM, ROWS, TILE,
     )  # fmt: skip
@@ -340,15 +344,18 @@ def _few_tokens(
     h = torch.empty(num_slots, width, dtype=x.dtype, device=device)
     out = torch.empty(num_tokens, top_k, size, dtype=torch.float32, device=device)
     shape = _shape(_FEW_SHAPES, num_rows, num_tiles)
+    # For every tile again it would take more instructions than to decode the weights.
+    values, scales = quantise_rows(x) if is_fp8 else (x, x)
     _few[(triton.cdiv(num_rows, shape.tile), num_tiles)](
-        x, *_pieces(gate_up), weights, h, *places, num_tokens, SLOTS_PER_INPUT=top_k, SIZE=size,
-        NUM_OUT=width, IS_FP8=is_fp8, IS_UP=True, IS_GROUPED=is_grouped, IS_ASM=HAS_ASSEMBLY,
+        values, scales, *_pieces(gate_up), weights, h, *places, num_tokens,
+        SLOTS_PER_INPUT=top_k, SIZE=size, NUM_OUT=width, IS_FP8=is_fp8, IS_UP=True, IS_GROUPED=is_grouped, IS_ASM=HAS_ASSEMBLY,
         ROWS=_FEW_ROWS, TILE=shape.tile, num_warps=shape.num_warps, num_stages=_FEW_STAGES,
     )  # fmt: skip
     shape = _shape(_FEW_SHAPES, size, num_tiles)
+    values, scales = quantise_rows(h) if is_fp8 else (h, h)
     _few[(triton.cdiv(size, shape.tile), num_tiles)](
-        h, *_pieces(down), weights, out, *places, num_tokens, SLOTS_PER_INPUT=1, SIZE=width,
-        NUM_OUT=size, IS_FP8=is_fp8, IS_UP=False, IS_GROUPED=is_grouped, IS_ASM=HAS_ASSEMBLY,
+        values, scales, *_pieces(down), weights, out, *places, num_tokens, SLOTS_PER_INPUT=1,
+        SIZE=width, NUM_OUT=size, IS_FP8=is_fp8, IS_UP=False, IS_GROUPED=is_grouped, IS_ASM=HAS_ASSEMBLY,
         ROWS=_FEW_ROWS, TILE=shape.tile, num_warps=shape.num_warps, num_stages=_FEW_STAGES,
     )  # fmt: skip
     return out
