@@ -89,7 +89,9 @@ def _touched(engine: LLM, batch: int, context: int, generator: torch.Generator) 
     graphs = worker.runner.graphs
     assert graphs is not None, "nothing is captured: this bench is for GPUs"
     depth = worker.num_draft_layers
-    size = (batch * (1 + depth), worker.model.config.router.num_experts_per_tok)
+    router = worker.model.config.router
+    assert router is not None
+    size = (batch * (1 + depth), router.num_experts_per_tok)
     chosen = [torch.zeros(size, dtype=torch.int32, device="cuda") for _ in layers]
     hooks = []
     for index, layer in enumerate(layers):
