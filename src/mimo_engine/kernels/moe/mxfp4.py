@@ -349,14 +349,16 @@ def _few_tokens(
     _few[(triton.cdiv(num_rows, shape.tile), num_tiles)](
         values, scales, *_pieces(gate_up), weights, h, *places, num_tokens,
         SLOTS_PER_INPUT=top_k, SIZE=size, NUM_OUT=width, IS_FP8=is_fp8, IS_UP=True,
-        IS_GROUPED=is_grouped, IS_ASM=HAS_ASSEMBLY, ROWS=_FEW_ROWS, TILE=shape.tile, num_warps=shape.num_warps, num_stages=_FEW_STAGES,
+        IS_GROUPED=is_grouped, IS_ASM=HAS_ASSEMBLY, ROWS=_FEW_ROWS, TILE=shape.tile,
+        num_warps=shape.num_warps, num_stages=_FEW_STAGES,
     )  # fmt: skip
     shape = _shape(_FEW_SHAPES, size, num_tiles)
     values, scales = quantise_rows(h) if is_fp8 else (h, h)
     _few[(triton.cdiv(size, shape.tile), num_tiles)](
         values, scales, *_pieces(down), weights, out, *places, num_tokens, SLOTS_PER_INPUT=1,
         SIZE=width, NUM_OUT=size, IS_FP8=is_fp8, IS_UP=False, IS_GROUPED=is_grouped,
-        IS_ASM=HAS_ASSEMBLY, ROWS=_FEW_ROWS, TILE=shape.tile, num_warps=shape.num_warps, num_stages=_FEW_STAGES,
+        IS_ASM=HAS_ASSEMBLY, ROWS=_FEW_ROWS, TILE=shape.tile,
+        num_warps=shape.num_warps, num_stages=_FEW_STAGES,
     )  # fmt: skip
     return out
 
