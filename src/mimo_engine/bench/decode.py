@@ -34,8 +34,9 @@ from mimo_engine.model.text import TextModel
 
 __all__ = ["main_prefill", "main_step"]
 
-_SHORT, _LONG = 8, 72
-"""Tokens of the two runs."""
+_CHUNK = 8192
+_NUM_TOGETHER, _NUM_MORE = 8, 64
+"""Steps of all requests at once, at least, and by how many tokens one run is longer."""
 _BATCHES = (1, 8, 32, 128)
 _NUM_CHECKED_LAYERS = 3
 _PEERS = {  # ms; perf.md 1
@@ -72,23 +73,30 @@ class Touched:
 def measure_step(engine: LLM, batch: int, context: int, num_rounds: int) -> tuple[float, Touched]:
     """(milliseconds of a step, what it touches)."""
     generator = torch.Generator().manual_seed(batch)
-    _timed(engine, _prompts(batch, context, generator), 3)
+    # While the last prompts are computed, the first requests decode already.
+    short = (batch * context // _CHUNK + _NUM_TOGETHER) * (1 + _depth(engine))
+    _timed(engine, _prompts(batch, context, generator), short)
     times = []
     for _ in range(num_rounds):
         prompts = _prompts(batch, context, generator)
-        short, long = (_timed(engine, prompts, count) for count in (_SHORT, _LONG))
-        times.append((long - short) / (_LONG - _SHORT))
-    return 1e3 * median(times), _touched(engine, batch, context, generator)
+        seconds = [_timed(engine, prompts, count) for count in (short, short + _NUM_MORE)]
+        times.append((seconds[1] - seconds[0]) / _NUM_MORE)
+    return 1e3 * median(times), _touched(engine, _prompts(batch, context, generator), short)
 
 
-def _touched(engine: LLM, batch: int, context: int, generator: torch.Generator) -> Touched:
+def _depth(engine: LLM) -> int:
+    """Drafts of a step."""
+    return engine.core.executor.worker.num_draft_layers
+
+
+def _touched(engine: LLM, prompts: list[list[int]], num_tokens: int) -> Touched:
     """Of steps like those that were timed, with a counter in the graph."""
     worker = engine.core.executor.worker
     layers = [layer for layer in worker.model.modules() if isinstance(layer, MoeMlp)]
     assert worker.runner is not None
     graphs = worker.runner.graphs
     assert graphs is not None, "nothing is captured: this bench is for GPUs"
-    depth = worker.num_draft_layers
+    depth, batch = worker.num_draft_layers, len(prompts)
     router = worker.model.config.router
     assert router is not None
     size = (batch * (1 + depth), router.num_experts_per_tok)
@@ -102,13 +110,13 @@ def _touched(engine: LLM, batch: int, context: int, generator: torch.Generator) 
 
         hooks.append(layer.gate.register_forward_hook(keep))
     graphs.forget(batch, depth)
-    engine.generate(_prompts(batch, context, generator), _params(_SHORT * (1 + depth)))
+    engine.generate(prompts, _params(num_tokens))
     num_experts = sum(len(one.unique()) for one in chosen) / max(1, len(chosen))
     for hook in hooks:
         hook.remove()
     graphs.forget(batch, depth)
     return Touched(
-        num_bytes=_bytes(worker.model, num_experts, batch, context), num_experts=num_experts
+        num_bytes=_bytes(worker.model, num_experts, batch, len(prompts[0])), num_experts=num_experts
     )
 
 
@@ -148,8 +156,8 @@ def _check(weights: RandomWeights) -> dict[str, float]:
     prompts = [_prompts(1, length, generator)[0] for length in (300, 1000, 1700)]
     texts = {}
     for name, chunk, captured in (
-        ("captured", 8192, True),
-        ("piece by piece", 8192, False),
+        ("captured", _CHUNK, True),
+        ("piece by piece", _CHUNK, False),
         ("in chunks", 256, True),
     ):
         with random_slice(
