@@ -78,8 +78,15 @@ def _logits_of_some(
             mask=has_expert[None, :] & inside[:, None],
             other=0.0,
         )
-        # Three products of tf32 are as good as fp32; one would let rounding choose experts.
-        total = tl.dot(x.to(tl.float32), w, total, input_precision="tf32x3")
+        # Three bfloat16 numbers are a float32 one, and x is one: so products are exact, as rounding
+        # must not choose experts.
+        high = w.to(tl.bfloat16)
+        rest = w - high.to(tl.float32)
+        middle = rest.to(tl.bfloat16)
+        low = (rest - middle.to(tl.float32)).to(tl.bfloat16)
+        total = tl.dot(x, high, total)
+        total = tl.dot(x, middle, total)
+        total = tl.dot(x, low, total)
     place = out_ptr + (part * num_tokens + rows) * NUM_EXPERTS
     tl.store(place + experts[None, :], total, mask=has_token[:, None] & has_expert[None, :])
 
@@ -136,6 +143,7 @@ def route(
     """See the package; experts are int32."""
     assert weight.dtype is bias.dtype is torch.float32
     assert x.is_contiguous()
+    assert x.dtype is torch.bfloat16
     num_tokens, num_experts = x.shape[0], weight.shape[0]
     logits = _logits(x, weight)
     chosen = torch.empty(num_tokens, top_k, dtype=torch.int32, device=x.device)
