@@ -14,25 +14,24 @@ H200, with the same slice of twelve FP8 layers.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import median
 from time import perf_counter
 
 import torch
 
-from mimo_engine.bench.kernels import Ceilings, measure_ceilings
+from mimo_engine.bench.ceilings import Ceilings, measure_ceilings
 from mimo_engine.bench.record import append_result
 from mimo_engine.bench.slice import random_slice
-from mimo_engine.config.engine import RandomWeights
+from mimo_engine.config.engine import Mxfp4Activations, RandomWeights
 from mimo_engine.config.sampling import SamplingParams
 from mimo_engine.kernels.quant import Weight
 from mimo_engine.layers.mlp import MoeMlp
 from mimo_engine.llm import LLM
 from mimo_engine.model.text import TextModel
 
-__all__ = ["main_prefill", "main_step"]
+__all__ = ["SliceOptions", "bench_prefill", "bench_steps"]
 
 _CHUNK = 8192
 _NUM_TOGETHER, _NUM_MORE = 8, 64
@@ -40,8 +39,8 @@ _NUM_TOGETHER, _NUM_MORE = 8, 64
 _BATCHES = (1, 8, 32, 128)
 _NUM_CHECKED_LAYERS = 3
 _PEERS = {  # ms; perf.md 1
-    "vLLM 0.26.0": {"1": 2.19, "8": 6.57, "32": 14.69, "128": 36.0, "4096": 67.9, "32768": 580},
-    "SGLang 0.5.17": {"1": 2.67, "8": 6.38, "32": 12.58, "128": 19.63, "4096": 57.6, "32768": 479},
+    "vLLM 0.26.0": {1: 2.19, 8: 6.57, 32: 14.69, 128: 36.0, 4096: 67.9, 32768: 580},
+    "SGLang 0.5.17": {1: 2.67, 8: 6.38, 32: 12.58, 128: 19.63, 4096: 57.6, 32768: 479},
 }
 
 
@@ -182,38 +181,45 @@ def _same(first: Sequence[int], second: Sequence[int]) -> float:
     return next((i for i, (a, b) in pairs if a != b), len(first)) / len(first)
 
 
-def _parser(name: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"mimo-engine bench {name}")
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--weights", default="random-fp8")
-    parser.add_argument("--kv-cache-gib", type=float, default=8.0)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--mxfp4-activations", choices=("bf16", "fp8"), default="bf16")
-    return parser
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SliceOptions:
+    """Which model, and how it is run."""
+
+    layers: int = 12
+    """Of MiMo-V2.5, from the first on."""
+    weights: RandomWeights = "random-fp8"
+    mxfp4_activations: Mxfp4Activations = "bf16"
+    kv_cache_gib: float = 8.0
+    rounds: int = 5
+    """Of which the median counts."""
 
 
-def _save(name: str, options: argparse.Namespace, ceilings: Ceilings, results: object) -> None:
+def _save(
+    name: str, options: SliceOptions, more: dict[str, object], ceilings: Ceilings, results: object
+) -> None:
     append_result(
         name,
         {
             "device": torch.cuda.get_device_name(),
-            "config": {key: value for key, value in vars(options).items() if value is not None},
+            "config": {**asdict(options), **more},
             "copy_TB_per_s": round(ceilings.copy_bytes_per_s / 1e12, 3),
             "results": results,
         },
     )
 
 
-def main_step(arguments: Sequence[str] | None = None) -> None:
-    """Print the table of decode steps and append one JSON line."""
-    parser = _parser("step")
-    parser.add_argument("--drafts", type=int, default=0, help="verified and made in every step")
-    parser.add_argument("--contexts", type=int, nargs="+", default=[1024])
-    parser.add_argument("--batches", type=int, nargs="+", default=list(_BATCHES))
-    parser.add_argument("--check", action="store_true", help="compare greedy texts first")
-    options = parser.parse_args(arguments)
+def bench_steps(
+    options: SliceOptions,
+    *,
+    batches: Sequence[int] = _BATCHES,
+    contexts: Sequence[int] = (1024,),
+    drafts: int = 0,
+    check: bool = False,
+) -> None:
+    """Print the table of decode steps and append one JSON line. drafts: verified and made in every
+    step. check: compare greedy texts first."""
     results: dict[str, object] = {}
-    if options.check:
+    if check:
         results["same greedy tokens"] = _check(options.weights)
         print(f"greedy tokens before the first difference: {results['same greedy tokens']}")
     ceilings = measure_ceilings()
@@ -222,26 +228,25 @@ def main_step(arguments: Sequence[str] | None = None) -> None:
         options.layers,
         options.weights,
         kv_cache_gib=options.kv_cache_gib,
-        num_drafts=options.drafts,
+        num_drafts=drafts,
+        max_num_batched_tokens=_CHUNK,
         mxfp4_activations=options.mxfp4_activations,
     ) as engine:
         results["start_s"] = round(perf_counter() - started, 1)
         print(
             f"{torch.cuda.get_device_name()}, {options.layers} layers {options.weights}, "
-            f"{options.drafts} drafts, start {results['start_s']} s"
+            f"{drafts} drafts, start {results['start_s']} s"
         )
-        print(
-            f"{'batch':>6}{'context':>9}{'ms/step':>10}{'experts':>9}{'GB':>8}{'share':>7}   peers"
-        )
-        for context in options.contexts:
-            for batch in options.batches:
+        print(f"{'batch':>6}{'context':>9}{'ms':>9}{'experts':>9}{'GB':>8}{'share':>7}   peers")
+        is_peers = options.layers == 12 and options.weights == "random-fp8" and not drafts
+        for context in contexts:
+            for batch in batches:
                 ms, touched = measure_step(engine, batch, context, options.rounds)
                 share = touched.num_bytes / ceilings.copy_bytes_per_s / (ms / 1e3)
-                is_peers = context == 1024 and options.layers == 12 and not options.drafts
-                peers = {name: own.get(str(batch)) for name, own in _PEERS.items()}
+                peers = _peers(batch) if is_peers and context == 1024 else ""
                 print(
-                    f"{batch:>6}{context:>9}{ms:>10.3f}{touched.num_experts:>9.1f}"
-                    f"{touched.num_bytes / 1e9:>8.2f}{share:>7.0%}   {peers if is_peers else ''}",
+                    f"{batch:>6}{context:>9}{ms:>9.3f}{touched.num_experts:>9.1f}"
+                    f"{touched.num_bytes / 1e9:>8.2f}{share:>7.0%}   {peers}",
                     flush=True,
                 )
                 results[f"batch {batch}, context {context}"] = {
@@ -250,14 +255,11 @@ def main_step(arguments: Sequence[str] | None = None) -> None:
                     "GB": round(touched.num_bytes / 1e9, 3),
                     "share_of_limit": round(share, 4),
                 }
-    _save("step", options, ceilings, results)
+    _save("step", options, {"drafts": drafts}, ceilings, results)
 
 
-def main_prefill(arguments: Sequence[str] | None = None) -> None:
+def bench_prefill(options: SliceOptions, *, lengths: Sequence[int] = (4096, 32768)) -> None:
     """Print the times of one prompt's prefill and its first token, and append one JSON line."""
-    parser = _parser("prefill")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 32768])
-    options = parser.parse_args(arguments)
     ceilings = measure_ceilings()
     generator = torch.Generator().manual_seed(0)
     results = {}
@@ -268,13 +270,17 @@ def main_prefill(arguments: Sequence[str] | None = None) -> None:
         max_num_seqs=8,
         mxfp4_activations=options.mxfp4_activations,
     ) as engine:
-        for length in options.lengths:
+        for length in lengths:
             _timed(engine, _prompts(1, length, generator), 1)
             times = [
                 1e3 * _timed(engine, _prompts(1, length, generator), 1)
                 for _ in range(options.rounds)
             ]
-            peers = {name: own.get(str(length)) for name, own in _PEERS.items()}
-            print(f"prefill {length:>6}: {median(times):8.1f} ms   {peers}", flush=True)
+            print(f"prefill {length:>6}: {median(times):8.1f} ms   {_peers(length)}", flush=True)
             results[str(length)] = round(median(times), 2)
-    _save("prefill", options, ceilings, results)
+    _save("prefill", options, {}, ceilings, results)
+
+
+def _peers(size: int) -> dict[str, float | None]:
+    """Milliseconds, by batch size or length of prompt."""
+    return {name: own.get(size) for name, own in _PEERS.items()}

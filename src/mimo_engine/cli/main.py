@@ -30,6 +30,8 @@ COMMANDS = {
     "eval": "how well a served model answers: GSM8K, MMMU, speech, tool calls",
     "random-checkpoint": "write a checkpoint of the official layout with random weights",
     "bench kernels": "how fast every operator is on this GPU, against what the hardware allows",
+    "bench step": "how long a decode step takes through the engine, on random weights",
+    "bench prefill": "how long a prompt takes through the engine, on random weights",
 }
 
 # Flat flags: `--page-size`, not `--engine.cache.page-size`. A list is given by repeating its flag,

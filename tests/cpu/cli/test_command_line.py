@@ -63,6 +63,7 @@ DRAFTS = {
 }
 KERNELS = {"--kernels", "--mxfp4-activations"}
 ENGINE = RUN | ENCODER | DRAFTS | KERNELS | {"--weights"}
+SLICE = {"--layers", "--weights", "--mxfp4-activations", "--kv-cache-gib", "--rounds"}
 FLAGS = {
     "serve": ENGINE
     | MEDIA_LIMITS
@@ -83,6 +84,8 @@ FLAGS = {
     "eval": {"--url", "--model", "--data", "--files", "--limit", "--concurrency"}
     | {"--max-tokens", "--thinking", "--timeout-s", "--output"},
     "bench kernels": set(),
+    "bench step": SLICE | {"--batches", "--contexts", "--drafts", "--check", "--no-check"},
+    "bench prefill": SLICE | {"--lengths"},
     "plan": RUN | {"--gpus", "--gpu", "--gpu-gib", "--num-mtp-layers"},
 }
 

@@ -1,0 +1,29 @@
+"""`mimo-engine bench prefill`: how long a prompt takes through a model's first layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from mimo_engine.bench.decode import SliceOptions, bench_prefill
+from mimo_engine.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command:
+    """Time the prefill of one prompt and its first token, through the engine, on random weights of
+    the real shapes.
+
+    A line goes to benchmarks/results/prefill.jsonl.
+    """
+
+    slice: SliceOptions = field(default_factory=SliceOptions)
+    lengths: tuple[int, ...] = (4096, 32768)
+
+
+def run(command: Command) -> int:
+    if not torch.cuda.is_available():
+        raise ConfigError("torch sees no GPU here: `bench prefill` times what runs on one")
+    bench_prefill(command.slice, lengths=command.lengths)
+    return 0

@@ -1,0 +1,41 @@
+"""`mimo-engine bench step`: decode steps of a model's first layers, as a share of the limit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from mimo_engine.bench.decode import SliceOptions, bench_steps
+from mimo_engine.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command:
+    """Time decode steps through the engine on random weights of the real shapes: milliseconds,
+    experts and bytes touched, and the share of what this GPU's memory allows.
+
+    A line goes to benchmarks/results/step.jsonl.
+    """
+
+    slice: SliceOptions = field(default_factory=SliceOptions)
+    batches: tuple[int, ...] = (1, 8, 32, 128)
+    contexts: tuple[int, ...] = (1024,)
+    """Tokens of each prompt."""
+    drafts: int = 0
+    """Verified and made in every step."""
+    check: bool = False
+    """Compare greedy texts of captured steps, single ones and chunks first."""
+
+
+def run(command: Command) -> int:
+    if not torch.cuda.is_available():
+        raise ConfigError("torch sees no GPU here: `bench step` times what runs on one")
+    bench_steps(
+        command.slice,
+        batches=command.batches,
+        contexts=command.contexts,
+        drafts=command.drafts,
+        check=command.check,
+    )
+    return 0
