@@ -132,6 +132,7 @@ class DecodeGraphs:
         self._state = SlotTensors.empty(num_slots, max_depth, self._device)
         self._sizes = batch_sizes(num_slots)
         self._graphs: dict[tuple[int, int], _Graph] = {}
+        self._made: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
     def capture(self) -> None:
@@ -334,19 +335,25 @@ class DecodeGraphs:
         num_rows: int,
     ) -> PagedRows:
         """num_rows rows of each slot, end to end."""
-        size, device = len(slots), self._device
-        if visible_from is None:
-            visible_from = torch.zeros(size, dtype=torch.int32, device=device)
-        first_row = torch.arange(size + 1, dtype=torch.int32, device=device) * num_rows
+        first_row, zeros = self._constants(len(slots), num_rows)
         return PagedRows(
             first_row=first_row,
             first_position=first_position,
-            visible_from=visible_from,
+            visible_from=zeros if visible_from is None else visible_from,
             page_table=table.index_select(0, slots),
             page_size=self._inputs.page_size,
             max_rows=num_rows,
             max_len=self._max_len,
         )
+
+    def _constants(self, size: int, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(first rows [size + 1], zeros [size]), int32: made before a step is captured, so that no
+        replay has to make them."""
+        if (size, num_rows) not in self._made:
+            first_row = torch.arange(size + 1, dtype=torch.int32, device=self._device) * num_rows
+            zeros = torch.zeros(size, dtype=torch.int32, device=self._device)
+            self._made[size, num_rows] = first_row, zeros
+        return self._made[size, num_rows]
 
 
 def _depth(plan: StepPlan) -> int:
