@@ -4,12 +4,13 @@ import torch
 
 from mimo_engine.demo.dense_experts import DenseExperts, ExpertLoad
 from mimo_engine.distributed.groups import SingleRank
+from mimo_engine.kernels.dispatch import REFERENCE
 from mimo_engine.layers.mlp import MoeMlp
 
 
 def layers(shape):
     torch.manual_seed(0)
-    served = MoeMlp(shape.text.hidden_size, 96, shape.text.router, SingleRank())
+    served = MoeMlp(shape.text.hidden_size, 96, shape.text.router, SingleRank(), REFERENCE)
     for parameter in served.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     load = ExpertLoad()
