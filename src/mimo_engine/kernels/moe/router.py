@@ -1,14 +1,10 @@
-"""The router: fp32 logits, then the choice.
+"""The router: fp32 logits, then the choice, in a kernel each.
 
-With up to four tokens one kernel does both: whoever comes last chooses. With more it takes two.
-They have too little work for the whole GPU by experts alone while they are few, so columns are
-dealt too, and the choice adds up the parts. Calls on one device follow one another: they share
-tickets.
+A few tokens have too little work for the whole GPU by experts alone, so columns are dealt too, and
+the choice adds up the parts.
 """
 
 from __future__ import annotations
-
-from functools import cache
 
 import torch
 import triton
@@ -22,68 +18,31 @@ _MAX_PARTS = 8
 
 
 @triton.jit
-def _best(
-    logits, inside, experts, bias_ptr, expert_ptr, weight_ptr, token, scaling_factor,
-    TOP_K: tl.constexpr, NORMALISES: tl.constexpr, SLOTS: tl.constexpr,
-):  # fmt: skip
-    """Store a token's experts and their weights: the best TOP_K one after the other; of equal ones
-    the lowest."""
-    scores = 1 / (1 + tl.exp(-logits))
-    left = tl.where(inside, scores + tl.load(bias_ptr + experts, mask=inside, other=0.0), -1e30)
-    slots = tl.arange(0, SLOTS)
-    chosen = tl.zeros((SLOTS,), tl.int32)
-    weights = tl.zeros((SLOTS,), tl.float32)
-    for slot in tl.static_range(TOP_K):
-        best = tl.argmax(left, axis=0, tie_break_left=True)
-        weight = tl.sum(tl.where(experts == best, scores, 0.0), axis=0)
-        chosen = tl.where(slots == slot, best, chosen)
-        weights = tl.where(slots == slot, weight, weights)
-        left = tl.where(experts == best, -2e30, left)
-    if NORMALISES:
-        weights = weights / (tl.sum(weights, axis=0) + 1e-20)
-    tl.store(expert_ptr + token * TOP_K + slots, chosen, mask=slots < TOP_K)
-    tl.store(weight_ptr + token * TOP_K + slots, weights * scaling_factor, mask=slots < TOP_K)
-
-
-@triton.jit
-def _route_one(
+def _logits_of_one(
     x_ptr,
-    router_ptr,
-    bias_ptr,
-    logits_ptr,
-    ticket_ptr,
-    expert_ptr,
     weight_ptr,
-    scaling_factor,
+    out_ptr,
     SIZE: tl.constexpr,
     NUM_EXPERTS: tl.constexpr,
-    TOP_K: tl.constexpr,
-    NORMALISES: tl.constexpr,
+    TILE: tl.constexpr,
     BLOCK: tl.constexpr,
-    EXPERTS: tl.constexpr,
-    SLOTS: tl.constexpr,
 ):
-    """A logit of a token; who comes last of a token's programs chooses from all."""
-    expert, token = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    total = tl.zeros((BLOCK,), tl.float32)
+    """Of one token and TILE experts; each weight is read once, by one program a token."""
+    token = tl.program_id(1).to(tl.int64)
+    experts = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    has_expert = experts < NUM_EXPERTS
+    total = tl.zeros((TILE, BLOCK), tl.float32)
     for start in range(0, SIZE, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         inside = columns < SIZE
         x = tl.load(x_ptr + token * SIZE + columns, mask=inside, other=0.0).to(tl.float32)
-        total += x * tl.load(router_ptr + expert * SIZE + columns, mask=inside, other=0.0)
-    own = logits_ptr + token * NUM_EXPERTS
-    tl.store(own + expert, tl.sum(total, axis=0))
-    tl.debug_barrier()
-    if tl.atomic_add(ticket_ptr + token, 1, sem="acq_rel") == NUM_EXPERTS - 1:
-        tl.store(ticket_ptr + token, 0)
-        experts = tl.arange(0, EXPERTS)
-        has_expert = experts < NUM_EXPERTS
-        # Not from this multiprocessor's own cache, which knows nothing of the others' stores.
-        logits = tl.load(own + experts, mask=has_expert, other=0.0, cache_modifier=".cg")
-        _best(
-            logits, has_expert, experts, bias_ptr, expert_ptr, weight_ptr, token, scaling_factor,
-            TOP_K, NORMALISES, SLOTS,
-        )  # fmt: skip
+        w = tl.load(
+            weight_ptr + experts[:, None] * SIZE + columns[None, :],
+            mask=has_expert[:, None] & inside[None, :],
+            other=0.0,
+        )
+        total += w * x[None, :]
+    tl.store(out_ptr + token * NUM_EXPERTS + experts, tl.sum(total, axis=1), mask=has_expert)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -147,7 +106,7 @@ def _choose(
     BLOCK: tl.constexpr,
     SLOTS: tl.constexpr,
 ):
-    """One token, from its parts of logits."""
+    """One token: the best TOP_K one after the other; of equal ones the lowest."""
     token = tl.program_id(0).to(tl.int64)
     experts = tl.arange(0, BLOCK)
     inside = experts < NUM_EXPERTS
@@ -155,10 +114,21 @@ def _choose(
     for part in tl.static_range(NUM_PARTS):
         own = logits_ptr + part * part_stride + token * NUM_EXPERTS
         logits += tl.load(own + experts, mask=inside, other=0.0)
-    _best(
-        logits, inside, experts, bias_ptr, expert_ptr, weight_ptr, token, scaling_factor, TOP_K,
-        NORMALISES, SLOTS,
-    )  # fmt: skip
+    scores = 1 / (1 + tl.exp(-logits))
+    left = tl.where(inside, scores + tl.load(bias_ptr + experts, mask=inside, other=0.0), -1e30)
+    slots = tl.arange(0, SLOTS)
+    chosen = tl.zeros((SLOTS,), tl.int32)
+    weights = tl.zeros((SLOTS,), tl.float32)
+    for slot in tl.static_range(TOP_K):
+        best = tl.argmax(left, axis=0, tie_break_left=True)
+        weight = tl.sum(tl.where(experts == best, scores, 0.0), axis=0)
+        chosen = tl.where(slots == slot, best, chosen)
+        weights = tl.where(slots == slot, weight, weights)
+        left = tl.where(experts == best, -2e30, left)
+    if NORMALISES:
+        weights = weights / (tl.sum(weights, axis=0) + 1e-20)
+    tl.store(expert_ptr + token * TOP_K + slots, chosen, mask=slots < TOP_K)
+    tl.store(weight_ptr + token * TOP_K + slots, weights * scaling_factor, mask=slots < TOP_K)
 
 
 def route(
@@ -174,22 +144,10 @@ def route(
     assert weight.dtype is bias.dtype is torch.float32
     assert x.is_contiguous()
     assert x.dtype is torch.bfloat16
-    num_tokens, size = x.shape
-    num_experts = weight.shape[0]
+    num_tokens, num_experts = x.shape[0], weight.shape[0]
+    logits = _logits(x, weight)
     chosen = torch.empty(num_tokens, top_k, dtype=torch.int32, device=x.device)
     weights = torch.empty(num_tokens, top_k, dtype=torch.float32, device=x.device)
-    if num_tokens <= _MAX_SINGLE_TOKENS:
-        logits = torch.empty(num_tokens, num_experts, dtype=torch.float32, device=x.device)
-        _route_one[(num_experts, num_tokens)](
-            x, weight, bias, logits, _tickets(x.device), chosen, weights, scaling_factor,
-            SIZE=size, NUM_EXPERTS=num_experts, TOP_K=top_k, NORMALISES=norm_topk_prob,
-            # A program's loads are all under way at once.
-            BLOCK=min(4096, triton.next_power_of_2(size)),
-            EXPERTS=triton.next_power_of_2(num_experts), SLOTS=triton.next_power_of_2(top_k),
-            num_warps=4,
-        )  # fmt: skip
-        return chosen, weights
-    logits = _logits(x, weight)
     _choose[(num_tokens,)](
         logits,
         bias,
@@ -208,18 +166,18 @@ def route(
     return chosen, weights
 
 
-@cache
-def _tickets(device: torch.device) -> torch.Tensor:
-    """How many programs of a token have arrived: 0 between calls. Made in a first call, outside of
-    any graph, whose own memory would not keep the zeros."""
-    assert device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
-    return torch.zeros(_MAX_SINGLE_TOKENS, dtype=torch.int32, device=device)
-
-
 def _logits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """[S, N, E] fp32: parts to be added up."""
     num_tokens, size = x.shape
     num_experts = weight.shape[0]
+    if num_tokens <= _MAX_SINGLE_TOKENS:
+        logits = torch.empty(1, num_tokens, num_experts, dtype=torch.float32, device=x.device)
+        # A program's loads are all under way at once.
+        block = min(4096, triton.next_power_of_2(size))
+        _logits_of_one[(num_experts, num_tokens)](
+            x, weight, logits, SIZE=size, NUM_EXPERTS=num_experts, TILE=1, BLOCK=block, num_warps=4
+        )
+        return logits
     is_many = num_tokens > _MAX_FEW_TOKENS
     rows, tile, block = (64, 64, 32) if is_many else (16, 16, 64)
     num_blocks = triton.cdiv(size, block)
