@@ -129,6 +129,8 @@ def build_executor(
     """Start the ranks and load their weights; rank 0 loads the towers of `media` too."""
     tp_size = config.parallel.tensor_parallel_size
     if tp_size == 1:
+        # Kernels and graphs run on the current device, whatever tensors they are given.
+        _take_device(config, 0)
         worker = Worker(
             config,
             model_config,

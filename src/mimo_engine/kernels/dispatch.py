@@ -89,15 +89,21 @@ REFERENCE = Kernels(
 
 
 def choose_kernels(choice: KernelChoice, device: torch.device, dtype: torch.dtype) -> Kernels:
-    """`auto`: Triton for bfloat16 on a GPU, plain torch elsewhere. Raises ConfigError for a choice
-    that cannot run here."""
+    """`auto`: Triton for bfloat16 on a GPU that has FP8 (compute capability 8.9), plain torch
+    elsewhere. Raises ConfigError for a choice that cannot run here."""
     fits = device.type == "cuda" and dtype is torch.bfloat16
-    if choice == "reference" or (choice == "auto" and not fits):
+    has_fp8 = fits and torch.cuda.get_device_capability(device) >= (8, 9)
+    if choice == "reference" or (choice == "auto" and not has_fp8):
         return REFERENCE
     if not fits:
         raise ConfigError(
             f"--kernels triton computes bfloat16 on a GPU, not {dtype} on {device.type}: use "
             "--dtype bfloat16 on a GPU, or --kernels reference"
+        )
+    if not has_fp8:
+        raise ConfigError(
+            "--kernels triton needs a GPU with FP8 (compute capability 8.9 or more): use "
+            "--kernels reference"
         )
     if find_spec("triton") is None:
         raise ConfigError(

@@ -19,7 +19,7 @@ number by rows of nobody. One that is not there yet is captured when it is first
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,13 +71,16 @@ class PendingStep:
         out: torch.Tensor,
         event: torch.cuda.Event,
         error: str,
+        clean: Callable[[int], object],
     ) -> None:
-        """out: as in `_Graph`, in pinned memory, there when `event` is."""
+        """out: as in `_Graph`, in pinned memory, there when `event` is. clean: called with a slot
+        whose logits were broken."""
         self._states = states
         self._rows = rows
         self._out = out
         self._event = event
         self._error = error
+        self._clean = clean
 
     def result(self) -> StepResult:
         """Waits; the slots know their tokens and drafts then."""
@@ -87,6 +90,7 @@ class PendingStep:
         pairs = zip(self._states, self._rows, self._out.tolist(), strict=False)
         for state, row, (count, *numbers) in pairs:
             if count == 0:
+                self._clean(row.slot)
                 results.append(RowResult(error=self._error))
                 continue
             state.token_ids += numbers[:count]
@@ -163,8 +167,8 @@ class DecodeGraphs:
         )
 
     @torch.inference_mode()
-    def launch(self, plan: StepPlan) -> PendingStep:
-        """Of a plan that `takes` accepts and whose pages are entered."""
+    def launch(self, plan: StepPlan, clean: Callable[[int], object]) -> PendingStep:
+        """Of a plan that `takes` accepts and whose pages are entered. clean: see `PendingStep`."""
         states = [self._inputs.state(row.slot) for row in plan.rows]
         self._send([own for own in zip(plan.rows, states, strict=True) if not own[1].on_device])
         size = self._sizes[bisect_left(self._sizes, len(plan.rows))]
@@ -181,7 +185,7 @@ class DecodeGraphs:
         out.copy_(graph.out, non_blocking=True)
         event = torch.cuda.Event()
         event.record()
-        return PendingStep(states, plan.rows, out, event, self._error)
+        return PendingStep(states, plan.rows, out, event, self._error, clean)
 
     @torch.inference_mode()
     def _graph(self, size: int, depth: int) -> _Graph:

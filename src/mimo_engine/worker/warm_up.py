@@ -8,6 +8,7 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 
@@ -18,27 +19,28 @@ from mimo_engine.worker.inputs import StepInputs
 
 __all__ = ["warm_up"]
 
-_SIZES = (2, 3, 5, 20, 40, 100, 300, 1000)
+_COUNTS = ((2,), (3,), (5,), (20,), (40,), (100,), (300,), (1500,), (1, 20))
+"""Rows of the sequences of each pass: the last has a chunk beside decoding."""
 
 
 @torch.inference_mode()
 def warm_up(model: TextModel, inputs: StepInputs, caches: Sequence[LayerCache]) -> None:
     """Nothing is written: the rows are at negative positions and have no slots."""
     device = model.norm.weight.device
-    for size in _SIZES:
-        positions = torch.arange(-size, 0, device=device)
-        nowhere = torch.full((size,), -1, device=device)
-        first_row = torch.tensor([0, size], dtype=torch.int32, device=device)
-        low = torch.zeros(1, dtype=torch.int32, device=device)
+    for counts in _COUNTS:
+        firsts = list(accumulate(counts, initial=0))
+        positions = torch.cat([torch.arange(-count, 0, device=device) for count in counts])
+        nowhere = torch.full_like(positions, -1)
+        low = torch.zeros(len(counts), dtype=torch.int32, device=device)
         rows = {
             kind: PagedRows(
-                first_row=first_row,
-                first_position=low - size,
+                first_row=torch.tensor(firsts, dtype=torch.int32, device=device),
+                first_position=-torch.tensor(counts, dtype=torch.int32, device=device),
                 visible_from=low,
-                page_table=table[:1],
+                page_table=table[:1].expand(len(counts), -1),
                 page_size=inputs.page_size,
-                max_rows=size,
-                max_len=size,
+                max_rows=max(counts),
+                max_len=max(counts),
             )
             for kind, table in inputs.device_tables.items()
         }

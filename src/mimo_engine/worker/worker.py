@@ -95,6 +95,8 @@ class Worker:
             split.text[name] = self._kernels.prepare_experts(
                 split.text.pop(name), config.mxfp4_activations
             )
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # what packing left; the cache's budget is what is free
         _logger.info("kernels: %s", describe(self._kernels))
         self.model = TextModel.from_weights(
             model_config, split.text, plan, comm, kernels=self._kernels

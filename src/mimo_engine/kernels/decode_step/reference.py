@@ -34,7 +34,8 @@ def begin_step(
     return StepRows(
         token_ids=token_ids,
         positions=positions,
-        first_position=first.int(),
+        # All rows of nobody are at negative positions.
+        first_position=torch.where(first >= 0, first, -num_rows).int(),
         write_slots=write_slots,
         seed=state.seed[by_row],
         output_index=state.output_index[by_row] + offsets.repeat(len(slots)),

@@ -71,7 +71,8 @@ def _begin(
     positions = tl.where(first >= 0, first + rows, -1)
     tl.store(out_token_ptr + place, tokens, mask=mask)
     tl.store(out_position_ptr + place, positions, mask=mask)
-    tl.store(out_first_ptr + member, first.to(tl.int32))
+    # All rows of nobody are at negative positions.
+    tl.store(out_first_ptr + member, tl.where(first >= 0, first, -NUM_ROWS).to(tl.int32))
     is_written = (rows <= tl.load(num_drafts_ptr + member)) & (positions >= 0)
     _write_slots(
         first_table_ptr, first_stride, out_first_slot_ptr, slot, place, positions, is_written,
