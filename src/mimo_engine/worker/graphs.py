@@ -19,7 +19,7 @@ number by rows of nobody. One that is not there yet is captured when it is first
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,16 +71,13 @@ class PendingStep:
         out: torch.Tensor,
         event: torch.cuda.Event,
         error: str,
-        clean: Callable[[int], object],
     ) -> None:
-        """out: as in `_Graph`, in pinned memory, there when `event` is. clean: called with a slot
-        whose logits were broken."""
+        """out: as in `_Graph`, in pinned memory, there when `event` is."""
         self._states = states
         self._rows = rows
         self._out = out
         self._event = event
         self._error = error
-        self._clean = clean
 
     def result(self) -> StepResult:
         """Waits; the slots know their tokens and drafts then."""
@@ -90,7 +87,6 @@ class PendingStep:
         pairs = zip(self._states, self._rows, self._out.tolist(), strict=False)
         for state, row, (count, *numbers) in pairs:
             if count == 0:
-                self._clean(row.slot)
                 results.append(RowResult(error=self._error))
                 continue
             state.token_ids += numbers[:count]
@@ -167,8 +163,8 @@ class DecodeGraphs:
         )
 
     @torch.inference_mode()
-    def launch(self, plan: StepPlan, clean: Callable[[int], object]) -> PendingStep:
-        """Of a plan that `takes` accepts and whose pages are entered. clean: see `PendingStep`."""
+    def launch(self, plan: StepPlan) -> PendingStep:
+        """Of a plan that `takes` accepts and whose pages are entered."""
         states = [self._inputs.state(row.slot) for row in plan.rows]
         self._send([own for own in zip(plan.rows, states, strict=True) if not own[1].on_device])
         size = self._sizes[bisect_left(self._sizes, len(plan.rows))]
@@ -185,7 +181,7 @@ class DecodeGraphs:
         out.copy_(graph.out, non_blocking=True)
         event = torch.cuda.Event()
         event.record()
-        return PendingStep(states, plan.rows, out, event, self._error, clean)
+        return PendingStep(states, plan.rows, out, event, self._error)
 
     @torch.inference_mode()
     def _graph(self, size: int, depth: int) -> _Graph:
@@ -273,12 +269,14 @@ class DecodeGraphs:
             num_live_tokens=self._num_live_tokens,
         )
         tokens = kernels.sample_rows(self._model.raw_logits(hidden), params)
+        if self._drafter is not None:
+            # At depth 0 too: the draft layers may have to catch up later.
+            self._drafter.remember_at(slots, rows.positions, hidden)
         if self._drafter is None or not depth:
             return kernels.end_step(self._state, slots, num_drafts, tokens, 1)
         first_row = groups[AttentionKind.SLIDING].first_row
         drafts = self._state.drafts.index_select(0, slots)
         num_accepted, next_token = kernels.accept_drafts(tokens, first_row, drafts, num_drafts)
-        self._drafter.remember_at(slots, rows.positions, hidden)
         out = kernels.end_step(self._state, slots, num_accepted, next_token, num_rows)
         return torch.cat((out, self._draft(slots, depth)), dim=1)
 

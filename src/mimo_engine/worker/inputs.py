@@ -121,10 +121,6 @@ class StepInputs:
             entered = self._tensor(np.array([places, pages], dtype=np.int64))
             self.device_tables[kind].view(-1)[entered[0]] = entered[1].int()
 
-    def pages(self, kind: AttentionKind, slot: int) -> np.ndarray:
-        """The pages that a slot's table names, each once; some may be others' by now."""
-        return np.unique(self._tables[kind][slot])
-
     def media_pieces(self, plan: StepPlan) -> list[MediaPiece]:
         """What of the encoded media the batch of `plan.rows` reads, by batch row."""
         pieces = []

@@ -28,7 +28,6 @@ from mimo_engine.worker.media import MediaEncoder
 
 __all__ = ["BROKEN_LOGITS", "Done", "Pending", "Runner"]
 
-_PAGES_AT_ONCE = 1024
 BROKEN_LOGITS = (
     "the model computed NaN or infinite logits for this request: run `mimo-engine check --deep` on "
     "the checkpoint, and try --dtype float32"
@@ -111,7 +110,7 @@ class Runner:
         if self._media is not None:
             self._media.forget(plan.forget)
         self.inputs.apply(plan)
-        return graphs.launch(plan, self._clean)
+        return graphs.launch(plan)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
@@ -142,8 +141,6 @@ class Runner:
         choices = self._sample(plan.rows, wanted, is_broken, logits, masks)
         results = []
         for row, prompt, broken in zip(plan.rows, wanted.prompt, is_broken, strict=True):
-            if broken:
-                self._clean(row.slot)
             error = BROKEN_LOGITS if broken else masks.error(row.slot)
             if error is not None:
                 results.append(RowResult(error=error))
@@ -151,21 +148,6 @@ class Runner:
                 scores = self._prompt_logprobs(row, prompt, logits)
                 results.append(_row_result(choices.get(row.slot, []), scores))
         return StepResult(rows=tuple(results), encode_errors=encode_errors)
-
-    @torch.inference_mode()
-    def _clean(self, slot: int) -> None:
-        """A request's numbers broke: what is left of them in its pages must not reach who has the
-        pages next, since a hidden key's weight of 0 does not stop a NaN."""
-        caches = [*self.caches, *(self._drafter.caches if self._drafter is not None else ())]
-        config = self.model.config
-        specs = [*config.layers, *[config.mtp_layer] * (len(caches) - len(config.layers))]
-        page_size = self.inputs.page_size
-        for spec, cache in zip(specs, caches, strict=True):
-            pages = torch.from_numpy(self.inputs.pages(spec.attention, slot)).long()
-            for own in pages.to(cache.k.device).split(_PAGES_AT_ONCE):
-                for pool in (cache.k, cache.v):
-                    by_page = pool.view(-1, page_size, *pool.shape[1:])
-                    by_page[own] = by_page[own].nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
     def _see_to_media(self, plan: StepPlan) -> dict[bytes, str]:
         if self._media is None:
