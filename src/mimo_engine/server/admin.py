@@ -8,12 +8,12 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from mimo_engine.errors import EngineUnavailableError
-from mimo_engine.server.chat import conversation_prompt
 from mimo_engine.server.chat_schemas import TokenizeRequest
 from mimo_engine.server.generation import ServerContext
-from mimo_engine.server.responses import ModelCard
+from mimo_engine.server.objects import ModelCard
 from mimo_engine.server.schemas import DetokenizeRequest
 from mimo_engine.server.stream import json_response
+from mimo_engine.server.turn import conversation_prompt
 
 __all__ = ["admin_router"]
 

@@ -19,7 +19,7 @@ from mimo_engine.chat.stream_parser import (
     ToolCallStart,
 )
 from mimo_engine.chat.tokenizer import Tokenizer
-from mimo_engine.server.responses import ChatMessage, Delta, FunctionCall, ToolCall
+from mimo_engine.server.objects import ChatMessage, Delta, FunctionCall, ToolCall
 
 __all__ = ["Answer", "ThoughtCounter"]
 

@@ -17,7 +17,7 @@ from mimo_engine.chat.detokenize import OutputText
 from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.messages import TokenLogprobs
 from mimo_engine.server.generation import Generation, ServerContext
-from mimo_engine.server.responses import (
+from mimo_engine.server.objects import (
     Completion,
     CompletionChoice,
     CompletionLogprobs,

@@ -29,7 +29,7 @@ from mimo_engine.multimodal.shared_arrays import SharedArrays
 from mimo_engine.server.errors import ModelNotFoundError
 from mimo_engine.server.grammars import GrammarCheck
 from mimo_engine.server.metrics import Metrics
-from mimo_engine.server.responses import CompletionTokensDetails, PromptTokensDetails, Usage
+from mimo_engine.server.objects import CompletionTokensDetails, PromptTokensDetails, Usage
 
 __all__ = ["Generation", "ServerContext", "Update"]
 

@@ -1,0 +1,239 @@
+"""One assistant turn: from a request for chat to its answers, the same for every API that has chat.
+
+chat.py and the other APIs of conversations only translate: their requests into a `ChatRequest`, and
+what `Turn.updates` yields into their own chunks.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any
+
+from starlette.types import Receive
+
+from mimo_engine.chat.stream_parser import StreamParser, Thinking, thinking_after
+from mimo_engine.chat.tools import ToolSchema, tool_schemas
+from mimo_engine.config.sampling import GrammarSpec, SamplingParams, ThinkingSpec
+from mimo_engine.errors import RequestError
+from mimo_engine.grammar.tool_grammar import tool_grammar
+from mimo_engine.messages import TokenLogprobs
+from mimo_engine.multimodal.processor import MultimodalProcessorOutput
+from mimo_engine.server.answer import Answer, ThoughtCounter
+from mimo_engine.server.chat_schemas import ChatRequest, Conversation
+from mimo_engine.server.generation import Generation, ServerContext, Update
+from mimo_engine.server.objects import ChatMessage, Delta, Usage
+from mimo_engine.server.stream import while_connected
+
+__all__ = ["Turn", "TurnUpdate", "conversation_prompt"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TurnUpdate:
+    """What one engine output added to one choice."""
+
+    index: int
+    is_first: bool
+    deltas: list[Delta]
+    """Empty where the text is held back: it may become a tag."""
+    logprobs: list[TokenLogprobs]
+    has_ended: bool
+
+
+class Turn:
+    """The answers to one conversation while they grow: n choices, each parsed as it comes."""
+
+    @classmethod
+    async def start(cls, body: ChatRequest, context: ServerContext, receive: Receive) -> Turn:
+        """Check and render `body`, fetch its media, compile its grammar. Nothing is generated yet.
+
+        RequestError and its kin: what cannot be served, before anything is started.
+        ClientDisconnect: the client left (`receive` is its request's).
+        """
+        context.check_model(body.model)
+        # Media may take a while: nothing is fetched or decoded for a client that has gone.
+        prompt = await while_connected(receive, conversation_prompt(body, context))
+        task = _prepare(body, context, prompt)
+        if task.params.grammar is not None:
+            await context.check_grammar(task.grammar_field, task.params.grammar)
+        return cls(body, task, context, prompt)
+
+    def __init__(
+        self,
+        body: ChatRequest,
+        task: _Task,
+        context: ServerContext,
+        prompt: MultimodalProcessorOutput,
+    ) -> None:
+        # The prompt's features are the generation's to hand over: they are not kept alive here.
+        self._generation = Generation(
+            context, [prompt.token_ids], task.params, media=prompt.media, features=prompt.features
+        )
+        self._media_tokens = _media_tokens(prompt)
+        self.outputs = self._generation.outputs
+        """By index: token ids, logprobs, the reason of the end."""
+        self.answers = [_answer(body, task, context) for _ in self.outputs]
+        """By index; complete when `updates` has ended."""
+        self._thoughts = [ThoughtCounter(task.thinking, context.tokenizer) for _ in self.outputs]
+
+    async def updates(self) -> AsyncGenerator[TurnUpdate]:
+        """Run all choices. Closing the generator aborts those that have not ended."""
+        async with aclosing(self._generation.updates()) as updates:
+            async for update in updates:
+                yield self._take(update)
+
+    async def run(self) -> None:
+        """Run all choices to their ends."""
+        async for _ in self.updates():
+            pass
+
+    def message(self, index: int) -> ChatMessage:
+        return self.answers[index].message()
+
+    def ending(self, index: int) -> dict[str, Any]:
+        """finish_reason and matched_stop of a choice that has ended."""
+        output = self.outputs[index]
+        if output.finish_reason == "stop" and self.answers[index].calls_are_whole:
+            return {"finish_reason": "tool_calls", "matched_stop": None}
+        return {"finish_reason": output.finish_reason, "matched_stop": output.stop_reason}
+
+    def usage(self) -> Usage:
+        """So far, of all choices."""
+        reasoning_tokens = sum(thought.num_tokens for thought in self._thoughts)
+        return self._generation.usage(reasoning_tokens, self._media_tokens)
+
+    def _take(self, update: Update) -> TurnUpdate:
+        i = update.index
+        self._thoughts[i].add(update.token_ids)
+        answer, output = self.answers[i], self.outputs[i]
+        deltas = answer.take(update.text, is_last=output.finish_reason is not None)
+        if answer.is_over and output.finish_reason is None:
+            self._generation.end(i)
+        return TurnUpdate(
+            index=i,
+            is_first=update.is_first,
+            deltas=deltas,
+            logprobs=update.logprobs,
+            has_ended=output.finish_reason is not None,
+        )
+
+
+def _answer(body: ChatRequest, task: _Task, context: ServerContext) -> Answer:
+    parser = StreamParser(
+        thinking=task.parsed_thinking,
+        tools=task.tools,
+        tool_call_in_thinking=context.thinking.tool_call_in_thinking,
+    )
+    return Answer(
+        parser,
+        streams_reasoning=body.stream_reasoning is not False,
+        one_call=body.parallel_tool_calls is False,
+    )
+
+
+async def conversation_prompt(
+    body: Conversation, context: ServerContext
+) -> MultimodalProcessorOutput:
+    """What the model reads. RequestError: no template, messages that it cannot render, or media
+    that cannot be had."""
+    template = context.template
+    if template is None:
+        raise RequestError(
+            "this model has no chat template: use /v1/completions, or start the server with "
+            "--chat-template",
+            param="messages",
+        )
+    tools = [_without_nulls(tool) for tool in body.shown_tools()]
+
+    def render(shown: Sequence[Mapping[str, Any]]) -> str:
+        return template.render(
+            shown,
+            tools=tools,
+            add_generation_prompt=body.add_generation_prompt is not False,
+            continue_final_message=bool(body.continue_final_message),
+            template_kwargs=body.template_kwargs(),
+        )
+
+    return await context.media.process_mm_data_async(body.messages, render=render)
+
+
+def _without_nulls(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A template shows `description: null`, which clients mean as no description, as a word."""
+    function = {key: value for key, value in tool["function"].items() if value is not None}
+    return {**tool, "function": function}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Task:
+    """A request made ready."""
+
+    params: SamplingParams
+    thinking: Thinking
+    """How the output begins. What counts is what the model reads, not what the request says."""
+    parsed_thinking: Thinking
+    """The same, or "plain" where the tags of thinking are text."""
+    tools: Mapping[str, ToolSchema]
+    """Those that the answer may call."""
+    grammar_field: str
+    """The field that asked for params.grammar."""
+
+
+def _prepare(body: ChatRequest, context: ServerContext, prompt: MultimodalProcessorOutput) -> _Task:
+    thinking = thinking_after(prompt.text)
+    shown = body.shown_tools()
+    field, grammar = body.format() or ("tool_choice", None)
+    if grammar is not None and shown:
+        logger.warning("%s wins over tools with tool_choice auto: there will be no call", field)
+    # An answer in a demanded form is content from end to end, whatever it quotes.
+    tools = {} if grammar is not None else tool_schemas(shown)
+    is_plain = body.separate_reasoning is False or (grammar is not None and thinking == "off")
+    if body.must_call:
+        grammar = tool_grammar(shown, parallel=body.parallel_tool_calls is not False)
+    params = replace(
+        body.sampling_params(context.defaults),
+        grammar=grammar,
+        thinking=_thinking_spec(thinking, body, context, grammar),
+    )
+    return _Task(
+        params=params,
+        thinking=thinking,
+        parsed_thinking="plain" if is_plain else thinking,
+        tools=tools,
+        grammar_field=field,
+    )
+
+
+def _media_tokens(prompt: MultimodalProcessorOutput) -> dict[str, int]:
+    """By their names in the usage; of a request without media, none."""
+    if not prompt.media:
+        return {}
+    return {
+        "image_tokens": prompt.num_image_tokens,
+        "video_tokens": prompt.num_video_tokens,
+        "audio_tokens": prompt.num_audio_tokens,
+    }
+
+
+def _thinking_spec(
+    thinking: Thinking, body: ChatRequest, context: ServerContext, grammar: GrammarSpec | None
+) -> ThinkingSpec | None:
+    """None where nothing has to be seen to while the model thinks."""
+    tokenizer, config = context.tokenizer, context.thinking
+    start_id, end_id = tokenizer.find_id("<think>"), tokenizer.find_id("</think>")
+    budget = body.thinking_token_budget or config.thinking_token_budget
+    is_strict = config.strict_thinking or grammar is not None
+    if thinking == "off" or start_id is None or end_id is None or not (budget or is_strict):
+        return None
+    tags = (tokenizer.find_id(name) for name in ("<tool_call>", "</tool_call>"))
+    ends = (*(tag for tag in tags if tag is not None), *tokenizer.stop_token_ids())
+    return ThinkingSpec(
+        start_id=start_id,
+        end_id=end_id,
+        budget=budget,
+        banned_ids=ends if is_strict else (),
+        is_open=thinking == "open",
+    )
