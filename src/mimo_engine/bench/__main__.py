@@ -2,7 +2,7 @@
 
 import sys
 
-from mimo_engine.bench import audio, grammar, load, media, parser, scheduler, step, vision
+from mimo_engine.bench import audio, grammar, load, media, overhead, parser, scheduler, step, vision
 
 if len(sys.argv) != 2:
     sys.exit("usage: python -m mimo_engine.bench MODEL")
@@ -14,3 +14,4 @@ load.main(sys.argv[1])
 audio.main([])
 media.main([])
 vision.main([])
+overhead.main([])
