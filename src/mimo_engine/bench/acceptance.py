@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mimo_engine.bench.answers import alike, chat
 from mimo_engine.bench.record import append_result
 from mimo_engine.config.engine import CacheConfig, SchedulerConfig, SpeculativeConfig
 from mimo_engine.config.sampling import SamplingParams
@@ -68,13 +69,8 @@ def measure(num_items: int) -> dict[str, dict[str, Acceptance]]:
 def _of_task(engine: LLM, examples: Sequence[Example]) -> Acceptance:
     before = engine.core.stats().drafts
     num_tokens = 0
-    for tools, thinks, conversations in _alike(examples):
-        outputs = engine.chat(
-            conversations,
-            _PARAMS,
-            tools=tools or None,
-            chat_template_kwargs={"enable_thinking": thinks},
-        )
+    for group in alike(examples):
+        outputs = chat(engine, [examples[i] for i in group], _PARAMS)
         num_tokens += sum(len(output.token_ids) for output in outputs)
     after = engine.core.stats().drafts
     assert before is not None
@@ -84,17 +80,6 @@ def _of_task(engine: LLM, examples: Sequence[Example]) -> Acceptance:
         num_accepted=after.num_accepted - before.num_accepted,
         num_tokens=num_tokens,
     )
-
-
-def _alike(
-    examples: Sequence[Example],
-) -> list[tuple[Sequence[Mapping], bool, list[Sequence[Mapping]]]]:
-    """(tools, thinks, conversations): examples that one call of `LLM.chat` takes."""
-    groups: dict[str, tuple[Sequence[Mapping], bool, list[Sequence[Mapping]]]] = {}
-    for example in examples:
-        key = repr((example.tools, example.thinks))
-        groups.setdefault(key, (example.tools, example.thinks, []))[2].append(example.messages)
-    return list(groups.values())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
