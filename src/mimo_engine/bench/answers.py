@@ -82,9 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="one or more; the answers of the first are what the others are compared with",
     )
     options = parser.parse_args(arguments)
-    kinds: list[KernelChoice] = (
-        options.kernels or ["reference", "triton"][: 1 + (options.device != "cpu")]
-    )
+    both: tuple[KernelChoice, ...] = ("reference", "triton")
+    kinds: Sequence[KernelChoice] = options.kernels or both[: 1 + (options.device != "cpu")]
     engines = {
         kind: LLM(DEMO, device=options.device, kernels=kind, cache=CacheConfig(kv_cache_gib=0.5))
         for kind in kinds
