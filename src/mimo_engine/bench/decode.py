@@ -20,15 +20,20 @@ from statistics import median
 from time import perf_counter
 
 import torch
+from torch import nn
 
 from mimo_engine.bench.ceilings import Ceilings, measure_ceilings
 from mimo_engine.bench.record import append_result
 from mimo_engine.bench.slice import random_slice
+from mimo_engine.cache.groups import num_pages_for
 from mimo_engine.config.engine import Mxfp4Activations, RandomWeights
 from mimo_engine.config.sampling import SamplingParams
+from mimo_engine.errors import ConfigError
 from mimo_engine.kernels.quant import Weight
 from mimo_engine.layers.mlp import MoeMlp
 from mimo_engine.llm import LLM
+from mimo_engine.messages import NewRequest
+from mimo_engine.model.mtp import MtpLayers
 from mimo_engine.model.text import TextModel
 
 __all__ = ["SliceOptions", "bench_prefill", "bench_steps"]
@@ -36,6 +41,8 @@ __all__ = ["SliceOptions", "bench_prefill", "bench_steps"]
 _CHUNK = 8192
 _NUM_TOGETHER, _NUM_MORE = 8, 64
 """Steps of all requests at once, at least, and by how many tokens one run is longer."""
+_NUM_COUNTED = 4096
+"""Tokens of requests whose experts are counted: never reached."""
 _BATCHES = (1, 8, 32, 128)
 _NUM_CHECKED_LAYERS = 3
 _PEERS = {  # ms; perf.md 1
@@ -70,17 +77,29 @@ class Touched:
 
 
 def measure_step(engine: LLM, batch: int, context: int, num_rounds: int) -> tuple[float, Touched]:
-    """(milliseconds of a step, what it touches)."""
+    """(milliseconds of a step, what it touches). Raises ConfigError where the cache is too small
+    for all requests at once: some would wait, and the step would be of fewer."""
     generator = torch.Generator().manual_seed(batch)
     # While the last prompts are computed, the first requests decode already.
     short = (batch * context // _CHUNK + _NUM_TOGETHER) * (1 + _depth(engine))
+    _check_room(engine, batch, context + short + _NUM_MORE)
     _timed(engine, _prompts(batch, context, generator), short)
     times = []
     for _ in range(num_rounds):
         prompts = _prompts(batch, context, generator)
         seconds = [_timed(engine, prompts, count) for count in (short, short + _NUM_MORE)]
         times.append((seconds[1] - seconds[0]) / _NUM_MORE)
-    return 1e3 * median(times), _touched(engine, _prompts(batch, context, generator), short)
+    return 1e3 * median(times), _touched(engine, _prompts(batch, context, generator))
+
+
+def _check_room(engine: LLM, batch: int, num_tokens: int) -> None:
+    info = engine.core.info()
+    pages = batch * num_pages_for(num_tokens + 2 * (1 + _depth(engine)), info.page_size)
+    if pages > info.num_full_pages:
+        raise ConfigError(
+            f"{batch} requests of {num_tokens} tokens need {pages} pages and the cache has "
+            f"{info.num_full_pages}: raise --kv-cache-gib {pages / info.num_full_pages:.1f} times"
+        )
 
 
 def _depth(engine: LLM) -> int:
@@ -88,7 +107,7 @@ def _depth(engine: LLM) -> int:
     return engine.core.executor.worker.num_draft_layers
 
 
-def _touched(engine: LLM, prompts: list[list[int]], num_tokens: int) -> Touched:
+def _touched(engine: LLM, prompts: list[list[int]]) -> Touched:
     """Of steps like those that were timed, with a counter in the graph."""
     worker = engine.core.executor.worker
     layers = [layer for layer in worker.model.modules() if isinstance(layer, MoeMlp)]
@@ -99,7 +118,7 @@ def _touched(engine: LLM, prompts: list[list[int]], num_tokens: int) -> Touched:
     router = worker.model.config.router
     assert router is not None
     size = (batch * (1 + depth), router.num_experts_per_tok)
-    chosen = [torch.zeros(size, dtype=torch.int32, device="cuda") for _ in layers]
+    chosen = [torch.zeros(size, dtype=torch.int32, device=worker.device) for _ in layers]
     hooks = []
     for index, layer in enumerate(layers):
 
@@ -109,14 +128,34 @@ def _touched(engine: LLM, prompts: list[list[int]], num_tokens: int) -> Touched:
 
         hooks.append(layer.gate.register_forward_hook(keep))
     graphs.forget(batch, depth)
-    engine.generate(prompts, _params(num_tokens))
-    num_experts = sum(len(one.unique()) for one in chosen) / max(1, len(chosen))
+    num_experts = _num_experts(engine, prompts, chosen)
     for hook in hooks:
         hook.remove()
     graphs.forget(batch, depth)
-    return Touched(
-        num_bytes=_bytes(worker.model, num_experts, batch, len(prompts[0])), num_experts=num_experts
-    )
+    num_bytes = _bytes(worker.model, num_experts, batch, len(prompts[0]))
+    if depth:
+        num_bytes += _draft_bytes(worker.model, worker.draft_layers, batch)
+    return Touched(num_bytes=num_bytes, num_experts=num_experts)
+
+
+def _num_experts(engine: LLM, prompts: list[list[int]], chosen: list[torch.Tensor]) -> float:
+    """Distinct ones of a layer, the mean over steps in which every request has its row: `chosen`
+    holds what the last step chose."""
+    core, names = engine.core, [f"counted-{i}" for i in range(len(prompts))]
+    for name, prompt in zip(names, prompts, strict=True):
+        core.add(NewRequest(request_id=name, prompt_token_ids=prompt, params=_params(_NUM_COUNTED)))
+    counts = []
+    # The first step that brings all of them a token may still hold a prompt's chunk.
+    num_whole = 0
+    while num_whole < _NUM_TOGETHER:
+        num_whole += len({output.request_id for output in core.step()}) == len(prompts)
+        if num_whole > 2:
+            counts += [len(one.unique()) for one in chosen]
+    for name in names:
+        core.abort(name)
+    while core.has_work:
+        core.step()
+    return sum(counts) / max(1, len(counts))
 
 
 def _bytes(model: TextModel, num_experts: float, batch: int, context: int) -> int:
@@ -138,7 +177,16 @@ def _bytes(model: TextModel, num_experts: float, batch: int, context: int) -> in
     return total
 
 
-def _weights(model: TextModel) -> list[tuple[str, Weight]]:
+def _draft_bytes(model: TextModel, layers: MtpLayers, batch: int) -> int:
+    """Each draft layer once and the head once a draft, and K and V of the layers' windows."""
+    spec = model.config.mtp_layer
+    windows = batch * (spec.num_visible_tokens or 0) * 2 * spec.kv_elements_per_token
+    head = next(weight.nbytes for name, weight in _weights(model) if name == "lm_head.weight")
+    own = sum(weight.nbytes for _, weight in _weights(layers))
+    return own + len(layers.layers) * (head + windows)
+
+
+def _weights(model: nn.Module) -> list[tuple[str, Weight]]:
     """Parameters, and weights in formats of their own."""
     found: list[tuple[str, Weight]] = list(model.named_parameters())
     for prefix, module in model.named_modules():

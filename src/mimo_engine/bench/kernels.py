@@ -23,7 +23,8 @@ __all__ = ["main"]
 
 _CACHE_BYTES = 2**28
 """Arguments are rotated until the calls together touch so many: several times the cache."""
-_MAX_COPIES = 16
+_MAX_COPIES = 256
+"""Of arguments of a megabyte and less: they share some of it, so less could stay in the cache."""
 
 
 @dataclass(frozen=True, slots=True)

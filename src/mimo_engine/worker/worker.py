@@ -101,7 +101,7 @@ class Worker:
         self.model = TextModel.from_weights(
             model_config, split.text, plan, comm, kernels=self._kernels
         )
-        self._draft_layers = MtpLayers.from_weights(
+        self.draft_layers = MtpLayers.from_weights(
             model_config, split.mtp, plan, comm, kernels=self._kernels
         )
         # Rank 0 chooses the tokens, so it alone needs grammars.
@@ -278,7 +278,7 @@ class Worker:
         assert window is not None
         return Drafter(
             self.model,
-            self._draft_layers,
+            self.draft_layers,
             inputs,
             caches,
             num_slots=self._config.scheduler.max_num_seqs,
