@@ -17,7 +17,7 @@ from typing import Any
 
 import tokenizers
 
-from mimo_engine.errors import CheckpointError, RequestError
+from mimo_engine.errors import CheckpointError, ContextLengthError, RequestError
 
 __all__ = ["STOP_NAMES", "Tokenizer"]
 
@@ -67,6 +67,7 @@ class Tokenizer:
         added = core.get_added_tokens_decoder()
         self._id_by_name = {token.content: token_id for token_id, token in added.items()}
         self._bytes = _token_bytes(core)
+        self._longest_token_bytes = max(map(len, self._bytes))
         kept = {self._id_by_name.get(name) for name in _KEPT_NAMES}
         self._skipped = frozenset(
             token_id for token_id, token in added.items() if token.special and token_id not in kept
@@ -97,11 +98,15 @@ class Tokenizer:
         """1 + the highest id with a token. The model's rows from here on are never sampled."""
         return len(self._bytes)
 
-    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+    def encode(
+        self, text: str, *, add_special_tokens: bool = False, max_tokens: int | None = None
+    ) -> list[int]:
         """Ids of `text`. The text `<|im_end|>` becomes that token, as in vLLM and SGLang.
 
         `add_special_tokens` applies the post-processor of tokenizer.json; this family's adds none.
-        RequestError: text that is not valid Unicode (half of a surrogate pair).
+        RequestError: text that is not valid Unicode (half of a surrogate pair). ContextLengthError:
+        text that is surely more than `max_tokens`, found out in about the time that twice as many
+        tokens take; less sure ones are encoded, and the caller looks at their length.
         """
         try:
             text.encode("utf-8")
@@ -110,7 +115,34 @@ class Tokenizer:
                 f"the text holds half of a surrogate pair at character {error.start}; "
                 "send whole characters"
             ) from None
-        return self._core.encode(text, add_special_tokens=add_special_tokens).ids
+        if max_tokens is not None and self._is_surely_longer(text, max_tokens):
+            raise ContextLengthError(
+                f"the text has {len(text)} characters, which are more than the {max_tokens} "
+                "tokens of this model's context. Please shorten it.",
+                param="prompt",
+            )
+        return self._encoded(text, add_special_tokens).ids
+
+    def _encoded(self, text: str, add_special_tokens: bool = False) -> tokenizers.Encoding:
+        # A batch, since for a single text the library keeps Python's lock, for seconds if it is
+        # long, and all streams of the server would stand still.
+        [encoding] = self._core.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return encoding
+
+    def _is_surely_longer(self, text: str, max_tokens: int) -> bool:
+        """A bound by the longest token first. Then windows of the text are counted: cutting it
+        makes a token more here and there, far from twice as many."""
+        if len(text) > max_tokens * self._longest_token_bytes:
+            return True
+        window = 4 * max_tokens
+        if len(text) <= 2 * window:
+            return False
+        num_tokens = 0
+        for begin in range(0, len(text), window):
+            num_tokens += len(self._encoded(text[begin : begin + window]))
+            if num_tokens > 2 * max_tokens:
+                return True
+        return False
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Text of `ids`; bytes that are not UTF-8 become U+FFFD. RequestError: an unknown id."""

@@ -84,7 +84,8 @@ class _Decoded:
 class MediaProcessor:
     """For one event loop, or one at a time. `config` None: text alone is served.
 
-    dtype: of vision features, float32 or bfloat16.
+    dtype: of vision features, float32 or bfloat16. max_tokens: of a prompt; longer texts are
+    refused before they are all tokenised.
     """
 
     def __init__(
@@ -94,11 +95,13 @@ class MediaProcessor:
         limits: MediaLimits,
         *,
         dtype: str = "float32",
+        max_tokens: int | None = None,
     ) -> None:
         self._config = config
         self._tokenizer = tokenizer
         self._limits = limits
         self._dtype = dtype
+        self._max_tokens = max_tokens
         self._fetcher = MediaFetcher(limits)
         num_threads = min(_MAX_THREADS, os.cpu_count() or 1)
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="media")
@@ -109,10 +112,16 @@ class MediaProcessor:
     ) -> MediaProcessor:
         """The processor whose features the engine of `config` takes."""
         if info.feature_dtype is None:
-            return cls(None, tokenizer, limits)
+            return cls(None, tokenizer, limits, max_tokens=info.max_model_len)
         media = served_media(config)
         assert media is not None, "the engine has towers"
-        return cls(media.processor, tokenizer, limits, dtype=info.feature_dtype)
+        return cls(
+            media.processor,
+            tokenizer,
+            limits,
+            dtype=info.feature_dtype,
+            max_tokens=info.max_model_len,
+        )
 
     async def process_mm_data_async(
         self, messages: Sequence[Message], *, render: Render | None = None
@@ -128,7 +137,7 @@ class MediaProcessor:
         parts = list(_media_parts(messages))
         if not parts:
             text = await asyncio.to_thread(render, messages)
-            ids = await asyncio.to_thread(self._tokenizer.encode, text)
+            ids = await asyncio.to_thread(self._encode, text)
             return MultimodalProcessorOutput(text=text, token_ids=ids)
         if self._config is None:
             where, part = parts[0]
@@ -291,7 +300,7 @@ class MediaProcessor:
         features: list[SharedArrays] = []
         counts: dict[MediaKind, int] = {"image": 0, "video": 0, "audio": 0}
         for i, piece in enumerate(texts):
-            token_ids.extend(self._tokenizer.encode(piece) if piece else ())
+            token_ids.extend(self._encode(piece) if piece else ())
             if i == len(decoded):
                 break
             one = decoded[i]
@@ -315,6 +324,9 @@ class MediaProcessor:
             num_video_tokens=counts["video"],
             num_audio_tokens=counts["audio"],
         )
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, max_tokens=self._max_tokens)
 
     def _layout(self, one: _Decoded, config: ProcessorConfig) -> Layout:
         if one.kind == "audio":
