@@ -31,7 +31,15 @@ class ServerThread:
     """The server over the engine that `build` makes of `config`. `directory` has the tokenizer."""
 
     def __init__(
-        self, directory, config, build, *, restart_policy=None, thinking=None, media_limits=None
+        self,
+        directory,
+        config,
+        build,
+        *,
+        restart_policy=None,
+        thinking=None,
+        media_limits=None,
+        security=None,
     ):
         self.tokenizer = Tokenizer.from_dir(directory)
         self.template = ChatTemplate(family_template())
@@ -40,6 +48,7 @@ class ServerThread:
         self._build = build
         self._restart_policy = restart_policy
         self._thinking = thinking
+        self._security = security
         self._media_limits = media_limits
         """None: text alone."""
         self._started = threading.Event()
@@ -60,7 +69,7 @@ class ServerThread:
                 media = MediaProcessor.of_engine(
                     self._config, self.engine.info, self.tokenizer, self._media_limits
                 )
-            app = create_app(
+            self.app = app = create_app(
                 self.engine,
                 self.tokenizer,
                 self.template,
@@ -68,6 +77,7 @@ class ServerThread:
                 defaults=read_sampling_defaults(self._directory),
                 thinking=self._thinking,
                 media=media,
+                security=self._security,
             )
             config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False)
             self._server = uvicorn.Server(config)
@@ -105,15 +115,15 @@ class ServerThread:
     def async_openai(self):
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
 
-    def post(self, path, body):
+    def post(self, path, body, headers=None):
         # Not httpx's own JSON: that refuses what hostile clients send.
-        headers = {"content-type": "application/json"}
+        headers = {"content-type": "application/json", **(headers or {})}
         return httpx.post(
             f"{self.url}{path}", content=json.dumps(body), headers=headers, timeout=30
         )
 
-    def get(self, path):
-        return httpx.get(f"{self.url}{path}", timeout=30)
+    def get(self, path, headers=None):
+        return httpx.get(f"{self.url}{path}", headers=headers, timeout=30)
 
     def metric(self, name):
         """Value of a metric, labels as in the text format; None when there is no such line."""
@@ -126,7 +136,16 @@ class ServerThread:
 class FakeServer(ServerThread):
     """What a test needs to talk to the server and to know what it should say."""
 
-    def __init__(self, directory, *, scheduler=None, restart_policy=None, thinking=None, **options):
+    def __init__(
+        self,
+        directory,
+        *,
+        scheduler=None,
+        restart_policy=None,
+        thinking=None,
+        security=None,
+        **options,
+    ):
         vocabulary = write_synthetic_tokenizer(directory, chat_template=family_template())
         tokenizer = Tokenizer.from_dir(directory)
         self.special_ids = sorted(
@@ -141,7 +160,14 @@ class FakeServer(ServerThread):
             script_marks=[vocabulary.ids["<|fim_prefix|>"], vocabulary.ids["<|fim_suffix|>"]],
             **options,
         )
-        super().__init__(directory, config, BUILD, restart_policy=restart_policy, thinking=thinking)
+        super().__init__(
+            directory,
+            config,
+            BUILD,
+            restart_policy=restart_policy,
+            thinking=thinking,
+            security=security,
+        )
 
     def chat_prompt(self, messages, **template_kwargs):
         text = self.template.render(messages, template_kwargs=template_kwargs)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mimo_engine.config.media_settings import EncoderConfig, MediaFacts, MediaLimits
+from mimo_engine.config.security import SecurityConfig
 from mimo_engine.errors import ConfigError
 
 __all__ = [
@@ -172,6 +173,7 @@ class ServerConfig:
     """A Jinja file that replaces the checkpoint's chat template."""
     thinking: ThinkingConfig = field(default_factory=ThinkingConfig)
     media: MediaLimits = field(default_factory=MediaLimits)
+    security: SecurityConfig = field(default_factory=SecurityConfig)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 2**16:

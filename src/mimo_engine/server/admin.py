@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from mimo_engine.errors import EngineUnavailableError
@@ -31,13 +32,14 @@ def admin_router(context: ServerContext) -> APIRouter:
         context.check_model(name)
         return json_response(_card(context))
 
+    @router.get("/ping")
     @router.get("/health")
     async def health() -> Response:
         if context.client.trouble is not None:
             raise EngineUnavailableError(context.client.trouble)
         return json_response({"status": "ok"})
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(context.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
@@ -78,5 +80,8 @@ async def _tokenize(body: TokenizeRequest, context: ServerContext) -> list[int]:
     if body.prompt is None:
         return (await conversation_prompt(body, context)).token_ids
     return await asyncio.to_thread(
-        context.tokenizer.encode, body.prompt, add_special_tokens=body.add_special_tokens
+        context.tokenizer.encode,
+        body.prompt,
+        add_special_tokens=body.add_special_tokens,
+        max_tokens=context.client.info.max_model_len,
     )

@@ -5,21 +5,27 @@ from __future__ import annotations
 import time
 
 from fastapi import FastAPI
+from starlette.middleware import Middleware
 
 from mimo_engine.chat.template import ChatTemplate
 from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.config.engine import ThinkingConfig
 from mimo_engine.config.generation import SamplingDefaults
 from mimo_engine.config.media_settings import MediaLimits
+from mimo_engine.config.security import SecurityConfig
 from mimo_engine.engine.client import AsyncEngineClient
 from mimo_engine.multimodal.processor import MediaProcessor
 from mimo_engine.server.admin import admin_router
+from mimo_engine.server.body_limits import BodyLimits
 from mimo_engine.server.chat import chat_router
 from mimo_engine.server.completions import completions_router
 from mimo_engine.server.errors import add_error_handlers
 from mimo_engine.server.generation import ServerContext
 from mimo_engine.server.grammars import GrammarCheck
 from mimo_engine.server.metrics import Metrics
+from mimo_engine.server.openapi import Api
+from mimo_engine.server.request_log import Failures, GenerationLog, RequestLog
+from mimo_engine.server.security import BrowserGuard, Cors, KeyCheck, is_loopback, read_api_keys
 
 __all__ = ["create_app"]
 
@@ -33,12 +39,16 @@ def create_app(
     defaults: SamplingDefaults,
     thinking: ThinkingConfig | None = None,
     media: MediaProcessor | None = None,
+    security: SecurityConfig | None = None,
+    host: str = "127.0.0.1",
 ) -> FastAPI:
     """The routes over a started `client`, which the caller closes after the server has ended.
 
     `template` None: a base model, without chat. `defaults` and `thinking`: of chat requests.
-    `media`: which the caller closes too; None: text alone.
+    `media`: which the caller closes too; None: text alone. `host`: what the server listens on.
+    ConfigError: a file of keys that cannot be read.
     """
+    security = security or SecurityConfig()
     context = ServerContext(
         client=client,
         tokenizer=tokenizer,
@@ -46,14 +56,36 @@ def create_app(
         model_name=model_name,
         defaults=defaults,
         thinking=thinking or ThinkingConfig(),
-        media=media or MediaProcessor(None, tokenizer, MediaLimits()),
+        media=media
+        or MediaProcessor(None, tokenizer, MediaLimits(), max_tokens=client.info.max_model_len),
         check_grammar=GrammarCheck(tokenizer),
         metrics=Metrics(client),
         created=int(time.time()),
+        generation_log=GenerationLog(tokenizer) if security.log_requests else None,
     )
-    app = FastAPI(title="mimo-engine", docs_url=None, redoc_url=None)
+    app = Api(
+        title="mimo-engine", docs_url=None, redoc_url=None, middleware=_layers(security, host)
+    )
     add_error_handlers(app)
     app.include_router(completions_router(context))
     app.include_router(chat_router(context))
     app.include_router(admin_router(context))
     return app
+
+
+def _layers(security: SecurityConfig, host: str) -> list[Middleware]:
+    """What stands between a client and the routes, the first being what it meets first."""
+    keys = read_api_keys(security)
+    layers: list[Middleware] = []
+    if security.log_requests:
+        layers.append(Middleware(RequestLog))
+    if not keys:
+        hosts = security.allowed_host if is_loopback(host) else None
+        layers.append(Middleware(BrowserGuard, origins=security.cors_origin, hosts=hosts))
+    if security.cors_origin:
+        layers.append(Middleware(Cors, security.cors_origin))
+    layers.append(Middleware(Failures))
+    if keys:
+        layers.append(Middleware(KeyCheck, keys))
+    layers.append(Middleware(BodyLimits, int(security.max_body_mib * 2**20)))
+    return layers

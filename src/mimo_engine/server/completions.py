@@ -15,6 +15,7 @@ from msgspec import UNSET
 
 from mimo_engine.chat.detokenize import OutputText
 from mimo_engine.chat.tokenizer import Tokenizer
+from mimo_engine.errors import RequestError
 from mimo_engine.messages import TokenLogprobs
 from mimo_engine.server.generation import Generation, ServerContext
 from mimo_engine.server.objects import (
@@ -29,6 +30,9 @@ from mimo_engine.server.stream import json_response, stream_events, while_connec
 
 __all__ = ["completions_router"]
 
+MAX_PROMPT_TOKENS = 4_000_000
+"""Of all prompts of one request."""
+
 
 def completions_router(context: ServerContext) -> APIRouter:
     router = APIRouter()
@@ -36,7 +40,7 @@ def completions_router(context: ServerContext) -> APIRouter:
     @router.post("/v1/completions")
     async def create(body: CompletionRequest, request: Request) -> Response:
         context.check_model(body.model)
-        prompts = await asyncio.to_thread(_token_ids, body, context.tokenizer)
+        prompts = await asyncio.to_thread(_token_ids, body, context)
         params = body.sampling_params()
         field, grammar = body.format() or ("", None)
         if grammar is not None:
@@ -58,11 +62,25 @@ def completions_router(context: ServerContext) -> APIRouter:
     return router
 
 
-def _token_ids(body: CompletionRequest, tokenizer: Tokenizer) -> list[list[int]]:
-    return [
-        tokenizer.encode(prompt, add_special_tokens=True) if isinstance(prompt, str) else prompt
-        for prompt in body.prompts()
-    ]
+def _token_ids(body: CompletionRequest, context: ServerContext) -> list[list[int]]:
+    """RequestError: prompts that are too many, too long, or too long together."""
+    max_tokens = context.client.info.max_model_len
+    found: list[list[int]] = []
+    num_tokens = 0
+    for prompt in body.prompts():
+        if isinstance(prompt, str):
+            prompt = context.tokenizer.encode(
+                prompt, add_special_tokens=True, max_tokens=max_tokens
+            )
+        found.append(prompt)
+        num_tokens += len(prompt)
+        if num_tokens > MAX_PROMPT_TOKENS:
+            raise RequestError(
+                f"the prompts have more than {MAX_PROMPT_TOKENS} tokens together: send them in "
+                "several requests",
+                param="prompt",
+            )
+    return found
 
 
 class _Renderer:

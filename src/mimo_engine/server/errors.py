@@ -1,6 +1,8 @@
-"""Every failure of a request as OpenAI's clients expect it: {"error": {message, type, ...}}.
+"""Every failure of a request in the shape that clients of its endpoint expect.
 
-The same body goes out as an HTTP answer and, once a stream has begun, as an event of the stream.
+OpenAI's is {"error": {message, type, param, code}}. Paths under /v1/messages are Anthropic's:
+{"type": "error", "error": {type, message}}. The same body goes out as an HTTP answer and, once a
+stream has begun, as an event of the stream.
 """
 
 from __future__ import annotations
@@ -23,7 +25,30 @@ from mimo_engine.errors import (
     RequestError,
 )
 
-__all__ = ["ModelNotFoundError", "add_error_handlers", "error_body"]
+__all__ = [
+    "OVERLOADED",
+    "ModelNotFoundError",
+    "RefusedError",
+    "add_error_handlers",
+    "error_body",
+    "error_response",
+    "is_anthropic",
+]
+
+MAX_MESSAGE_CHARS = 2000
+"""An error may quote the request, which may be long; its end says what to do."""
+
+OVERLOADED = 529
+"""Anthropic's status of a full queue."""
+
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    OVERLOADED: "overloaded_error",
+}
+"""By status; of the others by their hundreds."""
 
 
 class ModelNotFoundError(RequestError):
@@ -35,6 +60,16 @@ class ModelNotFoundError(RequestError):
         )
 
 
+class RefusedError(HTTPException):
+    """A request that is refused for what it is, whatever endpoint it is for."""
+
+    def __init__(
+        self, status: int, message: str, code: str, headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(status, message, headers)
+        self.code = code
+
+
 @dataclass(frozen=True, slots=True)
 class _Problem:
     status: int
@@ -44,20 +79,29 @@ class _Problem:
     code: str | None = None
 
 
-def error_body(error: Exception) -> dict[str, Any]:
-    """What goes over the wire for `error`, in an answer or in a stream."""
-    return _body(_problem(error))
+def is_anthropic(path: str) -> bool:
+    """Whether the endpoint at `path` speaks Anthropic's API."""
+    return path == "/v1/messages" or path.startswith("/v1/messages/")
+
+
+def error_body(error: Exception, path: str) -> dict[str, Any]:
+    """What goes over the wire for `error` in a stream that answers a request to `path`."""
+    return _body(_problem(error), path)
+
+
+def error_response(error: Exception, path: str) -> Response:
+    problem = _problem(error)
+    return Response(
+        msgspec.json.encode(_body(problem, path)),
+        status_code=_status(problem, path),
+        media_type="application/json",
+        headers=getattr(error, "headers", None),
+    )
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    async def handle(_request: Request, error: Exception) -> Response:
-        problem = _problem(error)
-        return Response(
-            msgspec.json.encode(_body(problem)),
-            status_code=problem.status,
-            media_type="application/json",
-            headers=getattr(error, "headers", None),
-        )
+    async def handle(request: Request, error: Exception) -> Response:
+        return error_response(error, request.scope["path"])
 
     async def handle_disconnect(_request: Request, _error: Exception) -> Response:
         # Nobody reads it; 499 is what proxies log for a client that left.
@@ -68,17 +112,28 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ClientDisconnect, handle_disconnect)
 
 
-def _body(problem: _Problem) -> dict[str, Any]:
-    # A field's name may come from the request, which may hold half of a surrogate pair.
-    param = problem.param and problem.param.encode(errors="replace").decode()
-    return {
-        "error": {
-            "message": problem.message.encode(errors="replace").decode(),
-            "type": problem.type,
-            "param": param,
-            "code": problem.code,
-        }
-    }
+def _status(problem: _Problem, path: str) -> int:
+    is_full = problem.code == "queue_full"
+    return OVERLOADED if is_full and is_anthropic(path) else problem.status
+
+
+def _body(problem: _Problem, path: str) -> dict[str, Any]:
+    message, param = _sendable(problem.message), problem.param and _sendable(problem.param)
+    if is_anthropic(path):
+        status = _status(problem, path)
+        kind = "api_error" if status >= 500 else "invalid_request_error"
+        kind = _ANTHROPIC_TYPES.get(status, kind)
+        return {"type": "error", "error": {"type": kind, "message": message}}
+    error = {"message": message, "type": problem.type, "param": param, "code": problem.code}
+    return {"error": error}
+
+
+def _sendable(text: str) -> str:
+    """It may come from the request, which may hold half of a surrogate pair."""
+    if len(text) > MAX_MESSAGE_CHARS:
+        half = MAX_MESSAGE_CHARS // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    return text.encode(errors="replace").decode()
 
 
 def _problem(error: Exception) -> _Problem:
@@ -101,7 +156,8 @@ def _problem(error: Exception) -> _Problem:
         case MimoError():
             return _Problem(500, str(error), ours)
         case HTTPException():
-            return _Problem(error.status_code, str(error.detail), bad)
+            code = error.code if isinstance(error, RefusedError) else None
+            return _Problem(error.status_code, str(error.detail), bad, code=code)
         case _:
             return _Problem(500, "internal error; the server's log says more", ours)
 

@@ -30,6 +30,7 @@ from mimo_engine.server.errors import ModelNotFoundError
 from mimo_engine.server.grammars import GrammarCheck
 from mimo_engine.server.metrics import Metrics
 from mimo_engine.server.objects import CompletionTokensDetails, PromptTokensDetails, Usage
+from mimo_engine.server.request_log import GenerationLog
 
 __all__ = ["Generation", "ServerContext", "Update"]
 
@@ -51,6 +52,8 @@ class ServerContext:
     metrics: Metrics
     created: int
     """Unix time, s: when this server came to be."""
+    generation_log: GenerationLog | None = None
+    """None: what is generated is not logged."""
 
     def check_model(self, name: str | None) -> None:
         """ModelNotFoundError unless `name` is the served model or absent."""
@@ -144,9 +147,8 @@ class Generation:
             unfinished = "error"
             raise
         finally:
-            for output in self.outputs:
-                reason = output.finish_reason or unfinished
-                self._context.metrics.requests.labels(reason).inc()
+            for choice in self._choices.values():
+                self._record_end(choice, choice.output.finish_reason or unfinished)
 
     async def run(self) -> None:
         """Run all choices to their ends."""
@@ -210,6 +212,18 @@ class Generation:
         num_later = len(choice.output.token_ids) - 1
         if choice.output.finish_reason is not None and num_later > 0:
             metrics.tpot_s.observe((now - choice.first_token_at) / num_later)
+
+    def _record_end(self, choice: _Choice, reason: str) -> None:
+        self._context.metrics.requests.labels(reason).inc()
+        if self._context.generation_log is not None:
+            begin, first = self._started_at, choice.first_token_at
+            self._context.generation_log.write(
+                choice.request.prompt_token_ids,
+                choice.output,
+                reason=reason,
+                seconds=time.monotonic() - begin,
+                first_token_s=None if first is None else first - begin,
+            )
 
 
 def _single(params: SamplingParams, k: int) -> SamplingParams:

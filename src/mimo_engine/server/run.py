@@ -22,11 +22,14 @@ from mimo_engine.engine.features import raise_file_limit
 from mimo_engine.errors import ConfigError, MimoError
 from mimo_engine.multimodal.processor import MediaProcessor
 from mimo_engine.server.app import create_app
+from mimo_engine.server.security import is_loopback, read_api_keys
 
 __all__ = ["run_server"]
 
 GRACE_S = 30
 """How long requests may go on after the first signal to stop; a second Ctrl-C ends them."""
+MAX_HEADER_BYTES = 64 * 1024
+"""Of a request's first line and headers together; more is a 400."""
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +56,7 @@ async def _serve(engine: EngineConfig, server: ServerConfig, build: str) -> int:
         tokenizer = Tokenizer.from_dir(model_dir)
         template = _chat_template(tokenizer, server)
         defaults = read_sampling_defaults(model_dir)
+        _check_security(server)
         # Bound now, so that a taken port is not found out after minutes of loading; nobody can
         # connect before uvicorn listens.
         with _bound_socket(server) as sock:
@@ -67,6 +71,8 @@ async def _serve(engine: EngineConfig, server: ServerConfig, build: str) -> int:
                 defaults=defaults,
                 thinking=server.thinking,
                 media=media,
+                security=server.security,
+                host=server.host,
             )
             try:
                 await _Server(app).serve(sockets=[sock])
@@ -93,6 +99,10 @@ class _Server(uvicorn.Server):
                 log_level="warning",
                 access_log=False,
                 server_header=False,
+                # The one of uvicorn's two that bounds headers, whichever are installed.
+                http="h11",
+                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+                ws="none",
                 timeout_graceful_shutdown=GRACE_S,
             )
         )
@@ -109,6 +119,15 @@ class _Server(uvicorn.Server):
         for sock in sockets or ():
             host, port = sock.getsockname()[:2]
             logger.info("serving on http://%s:%d/v1", f"[{host}]" if ":" in host else host, port)
+
+
+def _check_security(server: ServerConfig) -> None:
+    """ConfigError, early: keys that cannot be read. A server open to a network is worth a line."""
+    if not read_api_keys(server.security) and not is_loopback(server.host):
+        logger.warning(
+            "listening on %s without --api-key: whoever reaches this port can use the model",
+            server.host,
+        )
 
 
 def _chat_template(tokenizer: Tokenizer, server: ServerConfig) -> ChatTemplate | None:

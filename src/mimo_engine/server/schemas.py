@@ -9,13 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
 from mimo_engine.config.generation import SamplingDefaults
-from mimo_engine.config.sampling import MAX_LOGPROBS, GrammarSpec, SamplingParams
+from mimo_engine.config.sampling import (
+    MAX_LOGIT_BIAS_ENTRIES,
+    MAX_LOGPROBS,
+    MAX_STOPS,
+    GrammarSpec,
+    SamplingParams,
+)
 from mimo_engine.errors import RequestError
+from mimo_engine.server.body_limits import MAX_JSON_VALUES
 from mimo_engine.server.formats import FORMAT_FIELDS, answer_format
 
 __all__ = ["CompletionRequest", "DetokenizeRequest", "RequestModel", "SamplingRequest"]
@@ -33,6 +40,25 @@ IGNORED = frozenset(
     }
 )
 """Fields of OpenAI's API that concern its accounts and its speed, not what is generated."""
+
+MAX_CHOICES = 1024
+"""Answers that one request may ask for: prompts times n."""
+
+MAX_ENTRIES = {
+    "logit_bias": MAX_LOGIT_BIAS_ENTRIES,
+    "prompt": MAX_JSON_VALUES,
+    "stop": MAX_STOPS,
+    "stop_sequences": MAX_STOPS,
+    "stop_token_ids": MAX_STOPS,
+    "tokens": MAX_JSON_VALUES,
+    "tools": 1024,
+}
+MAX_OTHER_ENTRIES = 16_384
+"""Of fields of these names and of all others, such as messages. Looked at before the entries are:
+a list of bad ones would give an error for each."""
+
+MAX_TOOLS_CHARS = 2**20
+"""Of all tools as JSON, about: more than a context holds."""
 
 SUCCESSORS = {
     "functions": "tools",
@@ -65,7 +91,24 @@ class RequestModel(BaseModel):
                 raise RequestError(f"unknown field {name!r}: remove it", param=name)
             if value is not None and value not in cls.not_served[name]:
                 raise RequestError(f"{name} is not supported yet: remove it", param=name)
+        _check_sizes(data)
         return data
+
+
+def _check_sizes(data: Mapping[str, Any]) -> None:
+    for name, value in data.items():
+        most = MAX_ENTRIES.get(name, MAX_OTHER_ENTRIES)
+        if isinstance(value, list | dict) and len(value) > most:
+            raise RequestError(
+                f"{name} has {len(value)} entries; at most {most} are taken", param=name
+            )
+    tools = data.get("tools")
+    if isinstance(tools, list) and len(str(tools)) > MAX_TOOLS_CHARS:
+        raise RequestError(
+            f"tools have more than {MAX_TOOLS_CHARS} characters together: send fewer of them, or "
+            "shorter schemas",
+            param="tools",
+        )
 
 
 class StreamOptions(RequestModel):
@@ -178,7 +221,18 @@ class CompletionRequest(SamplingRequest):
         return self
 
     def prompts(self) -> list[str | list[int]]:
-        """The prompts, each a text or token ids. RequestError: neither."""
+        """The prompts, each a text or token ids. RequestError: neither, or too many."""
+        prompts = self._prompts()
+        num_choices = len(prompts) * (self.n or 1)
+        if num_choices > MAX_CHOICES:
+            raise RequestError(
+                f"the request asks for {num_choices} answers (prompts times n); at most "
+                f"{MAX_CHOICES} are given: send it in parts",
+                param="prompt",
+            )
+        return prompts
+
+    def _prompts(self) -> list[str | list[int]]:
         if isinstance(self.prompt, str):
             return [self.prompt]
         if self.prompt and all(isinstance(item, str) for item in self.prompt):
@@ -219,5 +273,5 @@ class DetokenizeRequest(RequestModel):
     """POST /detokenize."""
 
     model: str | None = None
-    tokens: list[int]
+    tokens: Annotated[list[int], FailFast()]
     skip_special_tokens: bool = True

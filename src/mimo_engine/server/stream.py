@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from mimo_engine.errors import MimoError
 from mimo_engine.server.errors import error_body
+from mimo_engine.utils.logging import describe_failure
 
 __all__ = ["EventStream", "json_response", "stream_events", "while_connected"]
 
@@ -57,11 +58,11 @@ async def stream_events(request: Request, chunks: AsyncGenerator[msgspec.Struct]
     """`chunks` as an event stream. It begins with the first of them, so that a request that fails
     before is answered with an ordinary HTTP status."""
     first = await while_connected(request.receive, anext(chunks))
-    return EventStream(_events(first, chunks))
+    return EventStream(_events(first, chunks, request.scope["path"]))
 
 
 async def _events(
-    first: msgspec.Struct, chunks: AsyncGenerator[msgspec.Struct]
+    first: msgspec.Struct, chunks: AsyncGenerator[msgspec.Struct], path: str
 ) -> AsyncGenerator[bytes]:
     async with aclosing(chunks):
         yield _event(first)
@@ -70,8 +71,8 @@ async def _events(
                 yield _event(chunk)
         except Exception as error:
             if not isinstance(error, MimoError):
-                logger.exception("a stream failed")
-            yield _event(error_body(error))
+                logger.error("a stream failed: %s", describe_failure(error))
+            yield _event(error_body(error, path))
     yield b"data: [DONE]\n\n"
 
 

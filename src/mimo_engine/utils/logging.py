@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 
-__all__ = ["setup_logging"]
+__all__ = ["describe_failure", "setup_logging"]
 
 _FORMAT = "%(asctime)s %(levelname)s %(processName)s %(name)s: %(message)s"
 
@@ -22,3 +23,22 @@ def setup_logging() -> None:
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+def describe_failure(error: BaseException) -> str:
+    """Types and frames of `error` and of what led to it, without messages.
+
+    For failures while a request is served: a message may quote the request (KeyError and
+    UnicodeError do), and no log holds a prompt unless that was asked for. The reason that the
+    operating system gives for an OSError is kept.
+    """
+    lines: list[str] = []
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        reason = f": {one.strerror}" if isinstance(one, OSError) and one.strerror else ""
+        lines.append(f"{type(one).__qualname__}{reason}\n")
+        lines += traceback.format_tb(one.__traceback__)
+        one = one.__cause__ or one.__context__
+    return "".join(lines).rstrip()

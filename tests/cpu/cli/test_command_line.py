@@ -51,6 +51,15 @@ MEDIA_LIMITS = {
     "--max-image-megapixels",
     "--max-audio-s",
 }
+SECURITY = {
+    "--api-key",
+    "--api-key-file",
+    "--cors-origin",
+    "--allowed-host",
+    "--max-body-mib",
+    "--log-requests",
+    "--no-log-requests",
+}
 ENCODER = {"--max-encoder-tokens", "--encoder-cache-gib"}
 # What the weights, the cache and their sizes hang on.
 RUN = {"--dtype", "--device", "--tensor-parallel-size"} | SETTINGS | CACHE | SCHEDULER | MEDIA_FACTS
@@ -67,6 +76,7 @@ SLICE = {"--layers", "--weights", "--mxfp4-activations", "--kv-cache-gib", "--ro
 FLAGS = {
     "serve": ENGINE
     | MEDIA_LIMITS
+    | SECURITY
     | {"--host", "--port", "--served-model-name", "--chat-template"}
     | {"--strict-thinking", "--no-strict-thinking"}
     | {"--thinking-token-budget", "--tool-call-in-thinking"},
