@@ -38,6 +38,7 @@ class ServerThread:
         *,
         restart_policy=None,
         thinking=None,
+        transcription=None,
         media_limits=None,
         security=None,
     ):
@@ -48,6 +49,7 @@ class ServerThread:
         self._build = build
         self._restart_policy = restart_policy
         self._thinking = thinking
+        self._transcription = transcription
         self._security = security
         self._media_limits = media_limits
         """None: text alone."""
@@ -76,6 +78,7 @@ class ServerThread:
                 model_name=MODEL,
                 defaults=read_sampling_defaults(self._directory),
                 thinking=self._thinking,
+                transcription=self._transcription,
                 media=media,
                 security=self._security,
             )

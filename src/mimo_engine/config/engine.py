@@ -12,6 +12,7 @@ from typing import Literal
 
 from mimo_engine.config.media_settings import EncoderConfig, MediaFacts, MediaLimits
 from mimo_engine.config.security import SecurityConfig
+from mimo_engine.config.transcription import TranscriptionConfig
 from mimo_engine.errors import ConfigError
 
 __all__ = [
@@ -172,6 +173,7 @@ class ServerConfig:
     chat_template: str | None = None
     """A Jinja file that replaces the checkpoint's chat template."""
     thinking: ThinkingConfig = field(default_factory=ThinkingConfig)
+    transcription: TranscriptionConfig = field(default_factory=TranscriptionConfig)
     media: MediaLimits = field(default_factory=MediaLimits)
     security: SecurityConfig = field(default_factory=SecurityConfig)
 

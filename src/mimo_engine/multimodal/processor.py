@@ -163,11 +163,6 @@ class MediaProcessor:
     def takes_media(self) -> bool:
         return self._config is not None
 
-    @property
-    def max_bytes(self) -> int:
-        """Of one file."""
-        return int(self._limits.max_media_mib * 2**20)
-
     async def sound_chunks(
         self, data: bytes, where: str, *, longest_s: float
     ) -> AsyncGenerator[SoundChunk]:

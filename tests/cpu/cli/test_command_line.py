@@ -79,7 +79,8 @@ FLAGS = {
     | SECURITY
     | {"--host", "--port", "--served-model-name", "--chat-template"}
     | {"--strict-thinking", "--no-strict-thinking"}
-    | {"--thinking-token-budget", "--tool-call-in-thinking"},
+    | {"--thinking-token-budget", "--tool-call-in-thinking"}
+    | {"--transcription-prompt", "--transcription-chunk-s"},
     "generate": ENGINE
     | {"--prompt", "--chat", "--no-chat", "--max-tokens"}
     | {"--temperature", "--top-p", "--top-k", "--seed"},
