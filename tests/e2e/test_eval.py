@@ -43,7 +43,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def omni(tmp_path_factory):
-    model = make_omni(tmp_path_factory.mktemp("omni") / "model")
+    model = make_omni(tmp_path_factory.mktemp("omni") / "model", "--num-layers", "2")
     with omni_server(model) as server:
         yield server
 

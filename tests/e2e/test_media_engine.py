@@ -120,32 +120,34 @@ def reference_scores(model_dir, output):
     return logprobs[:-1].gather(1, ids[1:, None]).flatten().tolist()
 
 
-def test_every_position_has_the_numbers_of_a_plain_forward(omni):
-    llm = make_llm(omni)
+@pytest.fixture(scope="module")
+def whole(omni):
+    """MIXED, scored in one chunk."""
+    llm = make_llm(omni, chunk=512)
     (output,) = llm.chat(MIXED, SCORED)
     llm.close()
-    assert scores(output) == pytest.approx(reference_scores(omni, output), abs=1e-4)
+    return output
+
+
+def test_every_position_has_the_numbers_of_a_plain_forward(omni, whole):
+    assert scores(whole) == pytest.approx(reference_scores(omni, whole), abs=1e-4)
 
 
 @pytest.mark.parametrize("chunk", [8, 17, 64])
-def test_chunks_that_cut_media_change_nothing(omni, chunk):
-    results = []
-    for own in (512, chunk):
-        llm = make_llm(omni, chunk=own)
-        results.append(llm.chat(MIXED, SCORED)[0])
-        llm.close()
-    assert scores(results[1]) == pytest.approx(scores(results[0]), abs=1e-4)
-    assert results[1].token_ids == results[0].token_ids
+def test_chunks_that_cut_media_change_nothing(omni, whole, chunk):
+    llm = make_llm(omni, chunk=chunk)
+    (output,) = llm.chat(MIXED, SCORED)
+    llm.close()
+    assert scores(output) == pytest.approx(scores(whole), abs=1e-4)
+    assert output.token_ids == whole.token_ids
 
 
-def test_two_ranks_see_what_one_sees(omni):
-    results = []
-    for ranks in (1, 2):
-        llm = make_llm(omni, parallel=ParallelConfig(tensor_parallel_size=ranks))
-        results.append(llm.chat(MIXED, SCORED)[0])
-        llm.close()
-    assert scores(results[1]) == pytest.approx(scores(results[0]), abs=1e-4)
-    assert results[1].token_ids == results[0].token_ids
+def test_two_ranks_see_what_one_sees(omni, whole):
+    llm = make_llm(omni, parallel=ParallelConfig(tensor_parallel_size=2))
+    (output,) = llm.chat(MIXED, SCORED)
+    llm.close()
+    assert scores(output) == pytest.approx(scores(whole), abs=1e-4)
+    assert output.token_ids == whole.token_ids
 
 
 def test_a_picture_changes_the_answer(omni):
