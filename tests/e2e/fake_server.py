@@ -38,7 +38,7 @@ class ServerThread:
         *,
         restart_policy=None,
         thinking=None,
-        transcription=None,
+        responses=None,
         media_limits=None,
         security=None,
     ):
@@ -49,8 +49,8 @@ class ServerThread:
         self._build = build
         self._restart_policy = restart_policy
         self._thinking = thinking
-        self._transcription = transcription
         self._security = security
+        self._responses = responses
         self._media_limits = media_limits
         """None: text alone."""
         self._started = threading.Event()
@@ -78,7 +78,7 @@ class ServerThread:
                 model_name=MODEL,
                 defaults=read_sampling_defaults(self._directory),
                 thinking=self._thinking,
-                transcription=self._transcription,
+                responses=self._responses,
                 media=media,
                 security=self._security,
             )
@@ -147,6 +147,7 @@ class FakeServer(ServerThread):
         restart_policy=None,
         thinking=None,
         security=None,
+        responses=None,
         **options,
     ):
         vocabulary = write_synthetic_tokenizer(directory, chat_template=family_template())
@@ -170,6 +171,7 @@ class FakeServer(ServerThread):
             restart_policy=restart_policy,
             thinking=thinking,
             security=security,
+            responses=responses,
         )
 
     def chat_prompt(self, messages, **template_kwargs):

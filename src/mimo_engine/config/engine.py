@@ -12,7 +12,6 @@ from typing import Literal
 
 from mimo_engine.config.media_settings import EncoderConfig, MediaFacts, MediaLimits
 from mimo_engine.config.security import SecurityConfig
-from mimo_engine.config.transcription import TranscriptionConfig
 from mimo_engine.errors import ConfigError
 
 __all__ = [
@@ -23,6 +22,7 @@ __all__ = [
     "Mxfp4Activations",
     "ParallelConfig",
     "RandomWeights",
+    "ResponsesConfig",
     "SchedulerConfig",
     "ServerConfig",
     "SpeculativeConfig",
@@ -161,6 +161,24 @@ class ThinkingConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ResponsesConfig:
+    """What is kept of /v1/responses, in memory, the least recently used out first."""
+
+    response_store: int = 1000
+    """Responses that can be continued by previous_response_id and asked for by id. 0: none."""
+    response_store_mib: int = 256
+    """JSON of all of them, media as they were sent; a conversation that is larger is not kept."""
+
+    def __post_init__(self) -> None:
+        if self.response_store < 0:
+            raise ConfigError("--response-store must be at least 0")
+        if self.response_store_mib < 1:
+            raise ConfigError(
+                "--response-store-mib must be at least 1; --response-store 0 keeps nothing"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ServerConfig:
     """The HTTP front."""
 
@@ -173,7 +191,7 @@ class ServerConfig:
     chat_template: str | None = None
     """A Jinja file that replaces the checkpoint's chat template."""
     thinking: ThinkingConfig = field(default_factory=ThinkingConfig)
-    transcription: TranscriptionConfig = field(default_factory=TranscriptionConfig)
+    responses: ResponsesConfig = field(default_factory=ResponsesConfig)
     media: MediaLimits = field(default_factory=MediaLimits)
     security: SecurityConfig = field(default_factory=SecurityConfig)
 

@@ -9,11 +9,10 @@ from starlette.middleware import Middleware
 
 from mimo_engine.chat.template import ChatTemplate
 from mimo_engine.chat.tokenizer import Tokenizer
-from mimo_engine.config.engine import ThinkingConfig
+from mimo_engine.config.engine import ResponsesConfig, ThinkingConfig
 from mimo_engine.config.generation import SamplingDefaults
 from mimo_engine.config.media_settings import MediaLimits
 from mimo_engine.config.security import SecurityConfig
-from mimo_engine.config.transcription import TranscriptionConfig
 from mimo_engine.engine.client import AsyncEngineClient
 from mimo_engine.multimodal.processor import MediaProcessor
 from mimo_engine.server.admin import admin_router
@@ -26,8 +25,8 @@ from mimo_engine.server.grammars import GrammarCheck
 from mimo_engine.server.metrics import Metrics
 from mimo_engine.server.openapi import Api
 from mimo_engine.server.request_log import Failures, GenerationLog, RequestLog
+from mimo_engine.server.responses import responses_router
 from mimo_engine.server.security import BrowserGuard, Cors, KeyCheck, is_loopback, read_api_keys
-from mimo_engine.server.transcriptions import transcriptions_router
 
 __all__ = ["create_app"]
 
@@ -40,7 +39,7 @@ def create_app(
     model_name: str,
     defaults: SamplingDefaults,
     thinking: ThinkingConfig | None = None,
-    transcription: TranscriptionConfig | None = None,
+    responses: ResponsesConfig | None = None,
     media: MediaProcessor | None = None,
     security: SecurityConfig | None = None,
     host: str = "127.0.0.1",
@@ -59,7 +58,6 @@ def create_app(
         model_name=model_name,
         defaults=defaults,
         thinking=thinking or ThinkingConfig(),
-        transcription=transcription or TranscriptionConfig(),
         media=media
         or MediaProcessor(None, tokenizer, MediaLimits(), max_tokens=client.info.max_model_len),
         check_grammar=GrammarCheck(tokenizer),
@@ -73,7 +71,7 @@ def create_app(
     add_error_handlers(app)
     app.include_router(completions_router(context))
     app.include_router(chat_router(context))
-    app.include_router(transcriptions_router(context))
+    app.include_router(responses_router(context, responses or ResponsesConfig()))
     app.include_router(admin_router(context))
     return app
 

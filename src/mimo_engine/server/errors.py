@@ -28,7 +28,9 @@ from mimo_engine.errors import (
 __all__ = [
     "OVERLOADED",
     "ModelNotFoundError",
+    "PreviousResponseNotFoundError",
     "RefusedError",
+    "ResponseNotFoundError",
     "add_error_handlers",
     "error_body",
     "error_response",
@@ -68,6 +70,17 @@ class RefusedError(HTTPException):
     ) -> None:
         super().__init__(status, message, headers)
         self.code = code
+
+
+class ResponseNotFoundError(RequestError):
+    """The path names a response that is not kept; HTTP 404."""
+
+
+class PreviousResponseNotFoundError(RequestError):
+    """The request continues a response that is not kept; HTTP 400."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, param="previous_response_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +156,10 @@ def _problem(error: Exception) -> _Problem:
             return _validation_problem(error)
         case ModelNotFoundError():
             return _Problem(404, str(error), bad, error.param, "model_not_found")
+        case ResponseNotFoundError():
+            return _Problem(404, str(error), bad, error.param)
+        case PreviousResponseNotFoundError():
+            return _Problem(400, str(error), bad, error.param, "previous_response_not_found")
         case ContextLengthError():
             return _Problem(400, str(error), bad, error.param, "context_length_exceeded")
         case RequestError():

@@ -21,7 +21,6 @@ from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.config.engine import ThinkingConfig
 from mimo_engine.config.generation import SamplingDefaults
 from mimo_engine.config.sampling import SamplingParams
-from mimo_engine.config.transcription import TranscriptionConfig
 from mimo_engine.engine.client import AsyncEngineClient
 from mimo_engine.errors import ContextLengthError, MimoError, RequestError
 from mimo_engine.messages import MediaItem, NewRequest, TokenLogprobs, TokenOutput
@@ -48,7 +47,6 @@ class ServerContext:
     defaults: SamplingDefaults
     """Of chat requests."""
     thinking: ThinkingConfig
-    transcription: TranscriptionConfig
     media: MediaProcessor
     check_grammar: GrammarCheck
     metrics: Metrics

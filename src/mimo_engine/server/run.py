@@ -70,7 +70,7 @@ async def _serve(engine: EngineConfig, server: ServerConfig, build: str) -> int:
                 model_name=model_name,
                 defaults=defaults,
                 thinking=server.thinking,
-                transcription=server.transcription,
+                responses=server.responses,
                 media=media,
                 security=server.security,
                 host=server.host,

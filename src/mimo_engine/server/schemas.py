@@ -68,7 +68,7 @@ SUCCESSORS = {
     "guided_grammar": "ebnf",
     "guided_choice": "structured_outputs.choice",
 }
-"""Fields that have been replaced, and by what."""
+"""Fields of completions and chat that have been replaced, and by what."""
 
 
 class RequestModel(BaseModel):
@@ -76,6 +76,8 @@ class RequestModel(BaseModel):
 
     not_served: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     """Known fields without an implementation here, and the values that ask for nothing."""
+    successors: ClassVar[Mapping[str, str]] = SUCCESSORS
+    """Fields of other servers or times, and what takes their place here."""
 
     @model_validator(mode="before")
     @classmethod
@@ -85,9 +87,9 @@ class RequestModel(BaseModel):
         for name, value in data.items():
             if name in cls.model_fields or name in IGNORED:
                 continue
-            if name in SUCCESSORS and value is not None:
-                raise RequestError(f"use {SUCCESSORS[name]} in place of {name}", param=name)
-            if name not in cls.not_served and name not in SUCCESSORS:
+            if name in cls.successors and value is not None:
+                raise RequestError(f"use {cls.successors[name]} in place of {name}", param=name)
+            if name not in cls.not_served and name not in cls.successors:
                 raise RequestError(f"unknown field {name!r}: remove it", param=name)
             if value is not None and value not in cls.not_served[name]:
                 raise RequestError(f"{name} is not supported yet: remove it", param=name)

@@ -80,7 +80,7 @@ FLAGS = {
     | {"--host", "--port", "--served-model-name", "--chat-template"}
     | {"--strict-thinking", "--no-strict-thinking"}
     | {"--thinking-token-budget", "--tool-call-in-thinking"}
-    | {"--transcription-prompt", "--transcription-chunk-s"},
+    | {"--response-store", "--response-store-mib"},
     "generate": ENGINE
     | {"--prompt", "--chat", "--no-chat", "--max-tokens"}
     | {"--temperature", "--top-p", "--top-k", "--seed"},

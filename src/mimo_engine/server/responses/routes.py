@@ -1,0 +1,108 @@
+"""The routes of the Responses API."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated, Literal
+
+import msgspec
+from fastapi import APIRouter, Query, Request, Response
+
+from mimo_engine.config.engine import ResponsesConfig
+from mimo_engine.errors import RequestError
+from mimo_engine.server.errors import ResponseNotFoundError
+from mimo_engine.server.generation import ServerContext
+from mimo_engine.server.responses.input_items import items_before, listed
+from mimo_engine.server.responses.objects import Event
+from mimo_engine.server.responses.run import ResponseRun
+from mimo_engine.server.responses.schemas import ResponsesRequest
+from mimo_engine.server.responses.store import KeptResponse, ResponseStore
+from mimo_engine.server.stream import EventStream, json_response, while_connected
+
+__all__ = ["responses_router"]
+
+
+def responses_router(context: ServerContext, config: ResponsesConfig) -> APIRouter:
+    router = APIRouter()
+    store = ResponseStore(config.response_store, config.response_store_mib * 2**20)
+
+    @router.post("/v1/responses")
+    async def create(body: ResponsesRequest, request: Request) -> Response:
+        run = await ResponseRun.start(body, context, store, request.receive)
+        if body.stream:
+            return await _stream(request, run.events())
+        return _json(await while_connected(request.receive, run.whole()))
+
+    @router.get("/v1/responses/{response_id}")
+    async def retrieve(response_id: str, request: Request) -> Response:
+        for name, value in request.query_params.items():
+            if (name, value) != ("stream", "false"):
+                raise RequestError(
+                    f"{name}={value:.80} is not served: a response is returned as it was sent, "
+                    "and not streamed again",
+                    param=name.removesuffix("[]"),
+                )
+        return _json(_kept(store, response_id).response)
+
+    @router.delete("/v1/responses/{response_id}")
+    async def delete(response_id: str) -> Response:
+        if not store.remove(response_id):
+            raise _not_found(response_id)
+        return json_response({"id": response_id, "object": "response", "deleted": True})
+
+    @router.get("/v1/responses/{response_id}/input_items")
+    async def list_input_items(
+        response_id: str,
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+        order: Literal["asc", "desc"] = "desc",
+        after: str | None = None,
+    ) -> Response:
+        items = items_before(_kept(store, response_id))
+        return json_response(listed(items, limit=limit, order=order, after=after))
+
+    @router.post("/v1/responses/{response_id}/cancel")
+    async def cancel(response_id: str) -> Response:
+        _kept(store, response_id)
+        raise RequestError(
+            "Cannot cancel a synchronous response: this one has ended. Closing the connection is "
+            "what cancels one that has not."
+        )
+
+    return router
+
+
+def _json(content: bytes) -> Response:
+    return Response(content, media_type="application/json")
+
+
+def _kept(store: ResponseStore, response_id: str) -> KeptResponse:
+    kept = store.find(response_id)
+    if kept is None:
+        raise _not_found(response_id)
+    return kept
+
+
+def _not_found(response_id: str) -> ResponseNotFoundError:
+    return ResponseNotFoundError(
+        f"Response with id {response_id!r:.80} not found: this server keeps responses while there "
+        "is room (--response-store, --response-store-mib), and none whose store was false"
+    )
+
+
+async def _stream(request: Request, events: AsyncGenerator[Event]) -> Response:
+    """It begins with the first event, so that a request that fails before is answered with an
+    ordinary HTTP status."""
+    first = await while_connected(request.receive, anext(events))
+    return EventStream(_encoded(first, events))
+
+
+async def _encoded(first: Event, events: AsyncGenerator[Event]) -> AsyncGenerator[bytes]:
+    async with aclosing(events):
+        yield _named(first)
+        async for event in events:
+            yield _named(event)
+
+
+def _named(event: Event) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (event.event_name.encode(), msgspec.json.encode(event))

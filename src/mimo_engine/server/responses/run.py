@@ -1,0 +1,257 @@
+"""One request of POST /v1/responses from its checks to its end, whole or as events.
+
+What must hold: the whole response and the last event of a stream are made in one place, of items
+whose deltas were the stream; a response is kept when it has ended, and only then.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import msgspec
+from starlette.types import Receive
+
+from mimo_engine.errors import MimoError, RequestError
+from mimo_engine.server.errors import PreviousResponseNotFoundError, error_body
+from mimo_engine.server.generation import ServerContext
+from mimo_engine.server.responses.echo import opening
+from mimo_engine.server.responses.input_items import as_json, input_items
+from mimo_engine.server.responses.objects import (
+    ErrorEvent,
+    Event,
+    IncompleteDetails,
+    Response,
+    ResponseCompleted,
+    ResponseCreated,
+    ResponseError,
+    ResponseFailed,
+    ResponseIncomplete,
+    ResponseInProgress,
+    ResponseUsage,
+)
+from mimo_engine.server.responses.output import Output
+from mimo_engine.server.responses.schemas import ResponsesRequest
+from mimo_engine.server.responses.store import KeptResponse, ResponseStore
+from mimo_engine.server.responses.transcript import Item, Transcript
+from mimo_engine.server.responses.translation import chat_request, in_terms_of_responses
+from mimo_engine.server.turn import Turn, TurnUpdate
+from mimo_engine.utils.logging import describe_failure
+
+__all__ = ["ResponseRun"]
+
+logger = logging.getLogger(__name__)
+
+PATH = "/v1/responses"
+
+_INCOMPLETE_REASONS = {"length": "max_output_tokens"}
+"""By finish reason; what OpenAI has no name for keeps its own."""
+
+
+class ResponseRun:
+    @classmethod
+    async def start(
+        cls, body: ResponsesRequest, context: ServerContext, store: ResponseStore, receive: Receive
+    ) -> ResponseRun:
+        """Check everything; nothing is generated yet. Errors as those of `Turn.start`, in the
+        terms of this API."""
+        previous = _previous(body, store)
+        items = input_items(body.input, store)
+        transcript = Transcript(body.instructions)
+        _fill(transcript, previous, items)
+        keeps = _keeps(body, store)
+        response = opening(body, context, keeps=keeps)
+        # What is sent back and kept must be JSON again: better said now than after the answer.
+        for name in ("tools", "tool_choice", "text"):
+            as_json(getattr(response, name), name)
+        input_json = as_json(items, "input") if keeps else b""
+        chat = chat_request(body, transcript)
+        try:
+            turn = await Turn.start(chat, context, receive)
+        except RequestError as error:
+            raise in_terms_of_responses(error, transcript) from error
+        return cls(body, store, turn, transcript, response, previous, input_json)
+
+    def __init__(
+        self,
+        body: ResponsesRequest,
+        store: ResponseStore,
+        turn: Turn,
+        transcript: Transcript,
+        response: Response,
+        previous: KeptResponse | None,
+        input_json: bytes,
+    ) -> None:
+        self._store = store
+        self._turn = turn
+        self._transcript = transcript
+        self._response = response
+        """As it was when it began."""
+        self._previous = previous
+        self._input_json = input_json
+        self._output = Output(seals_thoughts=body.seals_thoughts)
+
+    async def whole(self) -> bytes:
+        """The response as JSON."""
+        async with aclosing(self._updates()) as updates:
+            async for update in updates:
+                self._take(update)
+        self._finish()
+        return msgspec.json.encode(self._ended_response())
+
+    async def events(self) -> AsyncGenerator[Event]:
+        """All events, numbered. An error before the first of them is raised."""
+        numbers = itertools.count()
+        async with aclosing(self._events()) as events:
+            async for event in events:
+                event.sequence_number = next(numbers)
+                yield event
+
+    async def _events(self) -> AsyncGenerator[Event]:
+        has_begun = False
+        try:
+            async with aclosing(self._updates()) as updates:
+                async for update in updates:
+                    if not has_begun:
+                        has_begun = True
+                        yield ResponseCreated(response=self._response)
+                        yield ResponseInProgress(response=self._response)
+                    for event in self._take(update):
+                        yield event
+            for event in self._finish():
+                yield event
+            response = self._ended_response()
+            kind = ResponseCompleted if response.status == "completed" else ResponseIncomplete
+            yield kind(response=response)
+        except Exception as error:
+            if not has_begun:
+                raise
+            if not isinstance(error, MimoError):
+                logger.error("a stream failed: %s", describe_failure(error))
+            for event in self._failure(error):
+                yield event
+
+    async def _updates(self) -> AsyncGenerator[TurnUpdate]:
+        try:
+            async with aclosing(self._turn.updates()) as updates:
+                async for update in updates:
+                    yield update
+        except RequestError as error:
+            raise in_terms_of_responses(error, self._transcript) from error
+
+    def _take(self, update: TurnUpdate) -> list[Event]:
+        return self._output.take(update, calls_are_whole=self._calls_are_whole)
+
+    @property
+    def _calls_are_whole(self) -> bool:
+        return self._turn.answers[0].calls_are_whole
+
+    @property
+    def _finish_reason(self) -> str:
+        return self._turn.ending(0)["finish_reason"]
+
+    @property
+    def _is_cut(self) -> bool:
+        return self._finish_reason not in ("stop", "tool_calls")
+
+    def _finish(self) -> list[Event]:
+        return self._output.finish(is_cut=self._is_cut, calls_are_whole=self._calls_are_whole)
+
+    def _ended_response(self) -> Response:
+        """Kept, if it is to be."""
+        reason = self._finish_reason
+        details = IncompleteDetails(_INCOMPLETE_REASONS.get(reason, reason))
+        response = msgspec.structs.replace(
+            self._response,
+            status="incomplete" if self._is_cut else "completed",
+            completed_at=None if self._is_cut else int(time.time()),
+            incomplete_details=details if self._is_cut else None,
+            output=self._output.items,
+            usage=ResponseUsage.of(self._turn.usage()),
+        )
+        if not response.store:
+            return response
+        kept = KeptResponse(
+            id=response.id,
+            parent=self._previous,
+            input=self._input_json,
+            response=msgspec.json.encode(response),
+            output_ids=[item.id for item in response.output],
+        )
+        if self._store.add(kept):
+            return response
+        logger.warning(
+            "%s is not kept: its conversation has %d bytes (--response-store-mib)",
+            response.id,
+            kept.num_bytes_in_all,
+        )
+        return msgspec.structs.replace(response, store=False)
+
+    def _failure(self, error: Exception) -> list[Event]:
+        """What a client that waits for either of two events finds."""
+        problem = error_body(error, PATH)["error"]
+        code = "invalid_prompt" if isinstance(error, RequestError) else "server_error"
+        response = msgspec.structs.replace(
+            self._response,
+            status="failed",
+            error=ResponseError(code=code, message=problem["message"]),
+            output=self._output.items,
+            store=False,
+        )
+        return [
+            ErrorEvent(
+                code=problem["code"] or code, message=problem["message"], param=problem["param"]
+            ),
+            ResponseFailed(response=response),
+        ]
+
+
+def _previous(body: ResponsesRequest, store: ResponseStore) -> KeptResponse | None:
+    response_id = body.previous_response_id
+    if response_id is None:
+        return None
+    if not store.is_on:
+        raise PreviousResponseNotFoundError(
+            "this server keeps no responses: send the items of earlier turns in input, or start "
+            "it with --response-store"
+        )
+    kept = store.find(response_id)
+    if kept is None:
+        raise PreviousResponseNotFoundError(
+            f"Previous response with id {response_id!r:.80} not found: responses are kept while "
+            "there is room (--response-store, --response-store-mib), unless store was false, they "
+            "failed, or the server was started again; send the items of earlier turns in input"
+        )
+    return kept
+
+
+def _keeps(body: ResponsesRequest, store: ResponseStore) -> bool:
+    if body.store and not store.is_on:
+        raise RequestError(
+            "this server keeps no responses: leave store out, or start it with --response-store",
+            param="store",
+        )
+    return store.is_on and body.store is not False
+
+
+def _fill(transcript: Transcript, previous: KeptResponse | None, items: list[Item]) -> None:
+    """RequestError: an item that cannot be read, or that is there already."""
+    seen: set[str] = set()
+    for kept in previous.line() if previous is not None else ():
+        place = f"previous_response_id ({kept.id})"
+        before, made = kept.input_items(), kept.output_items()
+        transcript.add(before, f"{place}.input")
+        transcript.add(made, f"{place}.output")
+        seen.update(item["id"] for item in (*before, *made))
+    for i, item in enumerate(items):
+        if item["id"] in seen:
+            raise RequestError(
+                f"input[{i}]: there is an item with the id {item['id']!r:.80} before it; leave it "
+                "out here, or leave out previous_response_id",
+                param=f"input[{i}]",
+            )
+        seen.add(item["id"])
+    transcript.add(items, "input")
