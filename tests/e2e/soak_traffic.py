@@ -15,7 +15,7 @@ RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
 MODEL = "demo"
 MAX_TOKENS = 24
-NOT_SERVED = (RESPONSES, MESSAGES, "/")
+NOT_SERVED = (MESSAGES, TRANSCRIPTIONS, "/")
 """Endpoints that the server does not have yet."""
 
 
@@ -61,7 +61,7 @@ class Traffic:
     def next(self):
         while True:
             ask = self._any()
-            if ask.path not in NOT_SERVED and not ask.path.startswith(("/v1/res", "/v1/mess")):
+            if ask.path not in NOT_SERVED and not ask.path.startswith("/v1/mess"):
                 return ask
 
     def _any(self):
@@ -208,7 +208,7 @@ class Traffic:
                 Ask(
                     path=RESPONSES,
                     body={"input": "x", "previous_response_id": "resp_none"},
-                    status=404,
+                    status=400,
                 ),
                 Ask(path=f"{RESPONSES}/resp_none", status=404),
                 Ask(path=MESSAGES, body={"messages": user}, status=400),
