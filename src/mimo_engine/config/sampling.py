@@ -47,6 +47,9 @@ class ThinkingSpec:
     """Never inside thinking; strict thinking bans tool calls and the ends of a turn."""
     is_open: bool = False
     """The prompt has <think> already, so that thinking begins with any first token."""
+    call_id: int | None = None
+    """<tool_call>, where a call may come inside thinking: it ends it as end_id does, so that no
+    budget closes what is no thought any more in the middle of a call."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,7 +2,8 @@
 
     first token     <think>, or a first token of the answer: a model may skip thinking
     thinking        everything but banned_ids, until </think>; after `budget` tokens only </think>.
-                    Where a grammar follows, no end token: the answer may not be left out
+                    Where a grammar follows, no end token: the answer may not be left out. Where
+                    it may be ended by a tool call, until that
     answer          what the grammar says; everything where there is none
 
 The state is two counts and the matcher's, so that tokens can be taken back one by one across every
@@ -45,9 +46,9 @@ class TokenConstraint:
         self._num_mask_bytes = compiler.num_mask_bytes
         self._num_answer = 0
         self._num_thinking = 0
-        """Tokens of thinking so far, both tags included."""
+        """Tokens of thinking so far, both tags or that of a call included."""
         self._is_closed = False
-        """Whether the last of them is </think>."""
+        """Whether the last of them ended it."""
         self._banned: frozenset[int] = frozenset()
         self._thinking_mask: bytes | None = None
         if thinking is not None:
@@ -82,7 +83,7 @@ class TokenConstraint:
             if not is_end and (self._is_spent or token_id in self._banned):
                 return False
             self._num_thinking += 1
-            self._is_closed = is_end
+            self._is_closed = is_end or token_id == thinking.call_id
             return True
         if thinking is not None and not self.num_accepted and token_id == thinking.start_id:
             self._num_thinking = 1

@@ -28,7 +28,9 @@ def naive(params, compiler, output):
     is_open = thinking is not None and thinking.is_open
     if is_open or (thinking is not None and output[:1] == [thinking.start_id]):
         first = 0 if is_open else 1
-        if thinking.end_id not in output[first:]:
+        closing = (thinking.end_id, thinking.call_id)
+        end = next((i for i in range(first, len(output)) if output[i] in closing), None)
+        if end is None:
             inside = output[first:]
             ends = compiler.end_ids if params.grammar else set()
             banned = ({*thinking.banned_ids} | ends) - {thinking.end_id}
@@ -37,8 +39,7 @@ def naive(params, compiler, output):
                 return None
             is_spent = budget is not None and len(output) >= budget
             return {thinking.end_id} if is_spent else everything - banned
-        end = output.index(thinking.end_id, first)
-        if naive(params, compiler, output[:end]) is None:
+        if output[end] not in (naive(params, compiler, output[:end]) or ()):
             return None
         answer = output[end + 1 :]
     may_think = thinking is not None and not output and not is_open
@@ -53,7 +54,8 @@ def naive(params, compiler, output):
 
 
 @pytest.mark.parametrize(
-    ("grammar", "budget"), [(ABC, "none"), (None, 4), (ABC, 4), (ABC, 0), (ABC, None)]
+    ("grammar", "budget"),
+    [(ABC, "none"), (None, 4), (None, "4 and calls"), (ABC, 4), (ABC, 0), (ABC, None)],
 )
 @pytest.mark.parametrize("is_open", [False, True])
 @given(data=st.data())
@@ -61,6 +63,10 @@ def test_masks_survive_any_walk_of_drafts_forward_and_back(
     data, grammar, budget, is_open, thinking, compiler, tokenizer
 ):
     spec = None if budget == "none" else replace(thinking(budget), is_open=is_open)
+    if budget == "4 and calls":
+        spec = replace(
+            thinking(4, banned=()), is_open=is_open, call_id=tokenizer.id_of("<tool_call>")
+        )
     params = SamplingParams(grammar=grammar, thinking=spec)
     constraint = make_constraint(params, compiler)
     assert constraint is not None
@@ -101,6 +107,20 @@ def test_a_spent_budget_leaves_only_the_end_of_the_thought(compiler, tokenizer, 
     assert not constraint.accept(tokenizer.id_of("<think>"))
     assert constraint.accept(end)
     assert constraint.mask() is None
+
+
+def test_a_call_inside_a_thought_ends_it_and_no_budget_cuts_the_call(compiler, tokenizer, thinking):
+    call, other = tokenizer.id_of("<tool_call>"), tokenizer.encode("z")[0]
+    spec = replace(thinking(budget=3, banned=()), call_id=call)
+    constraint = make_constraint(SamplingParams(thinking=spec), compiler)
+    for token_id in (tokenizer.id_of("<think>"), other, call, other, other, other):
+        assert constraint.accept(token_id)
+        assert constraint.num_accepted < 3 or constraint.mask() is None
+    # Taken back with the call, it is a thought again.
+    constraint.rollback(4)
+    assert constraint.accept(other)
+    assert not constraint.accept(call)
+    assert constraint.accept(tokenizer.id_of("</think>"))
 
 
 def test_a_thought_before_a_grammar_cannot_end_the_output(compiler, tokenizer, thinking):
