@@ -38,6 +38,7 @@ class ServerThread:
         *,
         restart_policy=None,
         thinking=None,
+        guards=None,
         responses=None,
         media_limits=None,
         security=None,
@@ -49,6 +50,7 @@ class ServerThread:
         self._build = build
         self._restart_policy = restart_policy
         self._thinking = thinking
+        self._guards = guards
         self._security = security
         self._responses = responses
         self._media_limits = media_limits
@@ -78,6 +80,7 @@ class ServerThread:
                 model_name=MODEL,
                 defaults=read_sampling_defaults(self._directory),
                 thinking=self._thinking,
+                guards=self._guards,
                 responses=self._responses,
                 media=media,
                 security=self._security,
@@ -146,6 +149,7 @@ class FakeServer(ServerThread):
         scheduler=None,
         restart_policy=None,
         thinking=None,
+        guards=None,
         security=None,
         responses=None,
         **options,
@@ -170,6 +174,7 @@ class FakeServer(ServerThread):
             BUILD,
             restart_policy=restart_policy,
             thinking=thinking,
+            guards=guards,
             security=security,
             responses=responses,
         )

@@ -27,13 +27,14 @@ def omni_config(model, **parts):
     return EngineConfig(model=model, device="cpu", **parts)
 
 
-def omni_server(model, *, limits=None, restart_policy=None, **parts):
+def omni_server(model, *, limits=None, restart_policy=None, guards=None, **parts):
     return ServerThread(
         Path(model),
         omni_config(model, **parts),
         BUILD,
         media_limits=limits or MediaLimits(),
         restart_policy=restart_policy,
+        guards=guards,
     )
 
 

@@ -152,7 +152,7 @@ class OutputText:
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None
         self.num_cached_tokens = 0
         self.finish_reason: str | None = None
-        """None while it runs; then stop, length, abort or error."""
+        """None while it runs; then stop, length, abort, error, or what its reader ended it with."""
         self.stop_reason: str | int | None = None
         """The stop string, or the id of the stop token, that ended it."""
         self.error: str | None = None

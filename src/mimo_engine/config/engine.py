@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mimo_engine.config.guards import GuardConfig
 from mimo_engine.config.media_settings import EncoderConfig, MediaFacts, MediaLimits
 from mimo_engine.config.security import SecurityConfig
 from mimo_engine.errors import ConfigError
@@ -191,6 +192,7 @@ class ServerConfig:
     chat_template: str | None = None
     """A Jinja file that replaces the checkpoint's chat template."""
     thinking: ThinkingConfig = field(default_factory=ThinkingConfig)
+    guards: GuardConfig = field(default_factory=GuardConfig)
     responses: ResponsesConfig = field(default_factory=ResponsesConfig)
     media: MediaLimits = field(default_factory=MediaLimits)
     security: SecurityConfig = field(default_factory=SecurityConfig)

@@ -35,16 +35,20 @@ class _Call:
 class Answer:
     """Text in, deltas of a stream out, and at the end the message that they add up to.
 
-    `streams_reasoning` False: all of a thought is one delta, when it ends. `one_call`: the answer
-    is over (`is_over`) when its first call is whole.
+    `streams_reasoning` False: all of a thought is one delta, when it ends. The answer is over
+    (`is_over`) when `max_calls` calls are whole; None: whatever their number.
     """
 
     def __init__(
-        self, parser: StreamParser, *, streams_reasoning: bool = True, one_call: bool = False
+        self,
+        parser: StreamParser,
+        *,
+        streams_reasoning: bool = True,
+        max_calls: int | None = None,
     ) -> None:
         self._parser = parser
         self._streams_reasoning = streams_reasoning
-        self._one_call = one_call
+        self._max_calls = max_calls
         self._reasoning: list[str] = []
         self._num_sent = 0
         """Pieces of reasoning that deltas have had."""
@@ -103,7 +107,7 @@ class Answer:
                 yield _call_delta(index, piece)
             case ToolCallEnd(index=index):
                 self._calls[index].is_whole = True
-                self.is_over = self._one_call
+                self.is_over = index + 1 == self._max_calls
 
     def _held_reasoning(self) -> Iterator[Delta]:
         held = self._reasoning[self._num_sent :]

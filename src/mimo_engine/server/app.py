@@ -11,6 +11,7 @@ from mimo_engine.chat.template import ChatTemplate
 from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.config.engine import ResponsesConfig, ThinkingConfig
 from mimo_engine.config.generation import SamplingDefaults
+from mimo_engine.config.guards import GuardConfig
 from mimo_engine.config.media_settings import MediaLimits
 from mimo_engine.config.security import SecurityConfig
 from mimo_engine.engine.client import AsyncEngineClient
@@ -39,6 +40,7 @@ def create_app(
     model_name: str,
     defaults: SamplingDefaults,
     thinking: ThinkingConfig | None = None,
+    guards: GuardConfig | None = None,
     responses: ResponsesConfig | None = None,
     media: MediaProcessor | None = None,
     security: SecurityConfig | None = None,
@@ -58,6 +60,7 @@ def create_app(
         model_name=model_name,
         defaults=defaults,
         thinking=thinking or ThinkingConfig(),
+        guards=guards or GuardConfig(),
         media=media
         or MediaProcessor(None, tokenizer, MediaLimits(), max_tokens=client.info.max_model_len),
         check_grammar=GrammarCheck(tokenizer),

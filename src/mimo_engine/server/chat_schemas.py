@@ -134,6 +134,7 @@ class ChatRequest(Conversation, SamplingRequest):
     separate_reasoning: bool | None = None
     stream_reasoning: bool | None = None
     parallel_tool_calls: bool | None = None
+    max_tool_calls: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
 

@@ -7,6 +7,7 @@ request ends its engine requests.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,10 +17,12 @@ import msgspec
 from msgspec import UNSET
 
 from mimo_engine.chat.detokenize import OutputText
+from mimo_engine.chat.loop_guard import Loop, LoopGuard
 from mimo_engine.chat.template import ChatTemplate
 from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.config.engine import ThinkingConfig
 from mimo_engine.config.generation import SamplingDefaults
+from mimo_engine.config.guards import GuardConfig
 from mimo_engine.config.sampling import SamplingParams
 from mimo_engine.engine.client import AsyncEngineClient
 from mimo_engine.errors import ContextLengthError, MimoError, RequestError
@@ -32,7 +35,12 @@ from mimo_engine.server.metrics import Metrics
 from mimo_engine.server.objects import CompletionTokensDetails, PromptTokensDetails, Usage
 from mimo_engine.server.request_log import GenerationLog
 
-__all__ = ["Generation", "ServerContext", "Update"]
+__all__ = ["LOOPED", "Generation", "ServerContext", "Update"]
+
+LOOPED = "repetition_truncation"
+"""The finish reason of an output that the loop guard ended; the name is that of Xiaomi's API."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +55,7 @@ class ServerContext:
     defaults: SamplingDefaults
     """Of chat requests."""
     thinking: ThinkingConfig
+    guards: GuardConfig
     media: MediaProcessor
     check_grammar: GrammarCheck
     metrics: Metrics
@@ -75,9 +84,13 @@ class Update:
 class _Choice:
     """One engine request and what came of it."""
 
-    def __init__(self, request: NewRequest, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, request: NewRequest, tokenizer: Tokenizer, loop_guard: LoopGuard | None
+    ) -> None:
         self.request = request
         self.output = OutputText(tokenizer, request.params)
+        self.loop_guard = loop_guard
+        """None: loops are nobody's concern, or this output's has been found."""
         self.first_token_at: float | None = None
 
 
@@ -116,6 +129,7 @@ class Generation:
                     media=list(media),
                 ),
                 context.tokenizer,
+                None if context.guards.loop_guard == "off" else LoopGuard(),
             )
             for i in range(len(prompts) * params.n)
         }
@@ -191,9 +205,14 @@ class Generation:
             output = msgspec.structs.replace(
                 output, token_ids=[], logprobs=[], finish_reason="length", stop_token_id=None
             )
+        loop = choice.loop_guard and choice.loop_guard.push(output.token_ids)
         num_tokens = len(choice.output.token_ids)
+        if loop is not None and self._context.guards.loop_guard == "stop":
+            output = _cut(output, loop.position - num_tokens)
         num_logprobs = len(choice.output.logprobs or ())
         text = choice.output.add(output)
+        if loop is not None:
+            self._report(choice, loop)
         self._measure(choice, len(output.token_ids))
         return Update(
             index=self._index[output.request_id],
@@ -202,6 +221,20 @@ class Generation:
             token_ids=choice.output.token_ids[num_tokens:],
             logprobs=(choice.output.logprobs or [])[num_logprobs:],
         )
+
+    def _report(self, choice: _Choice, loop: Loop) -> None:
+        choice.loop_guard = None
+        if len(choice.output.token_ids) < loop.position:
+            return  # a stop string came first
+        action = self._context.guards.loop_guard
+        logger.warning(
+            "request %s repeats itself with a period of %d tokens, seen at token %d (%s)",
+            choice.request.request_id,
+            loop.period,
+            loop.position,
+            action,
+        )
+        self._context.metrics.loops.labels(action).inc()
 
     def _measure(self, choice: _Choice, num_tokens: int) -> None:
         metrics, now = self._context.metrics, time.monotonic()
@@ -224,6 +257,20 @@ class Generation:
                 seconds=time.monotonic() - begin,
                 first_token_s=None if first is None else first - begin,
             )
+
+
+def _cut(output: TokenOutput, num_tokens: int) -> TokenOutput:
+    """`output` as if its request had been ended at so many of its tokens, of which it has more or
+    has not ended by itself; else as it is."""
+    if num_tokens == len(output.token_ids) and output.finish_reason is not None:
+        return output
+    return msgspec.structs.replace(
+        output,
+        token_ids=output.token_ids[:num_tokens],
+        logprobs=output.logprobs and output.logprobs[:num_tokens],
+        finish_reason=LOOPED,
+        stop_token_id=None,
+    )
 
 
 def _single(params: SamplingParams, k: int) -> SamplingParams:

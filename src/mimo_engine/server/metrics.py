@@ -50,6 +50,13 @@ class Metrics:
             "mimo_engine_output_tokens", "Tokens generated.", registry=self._registry
         )
 
+        self.loops = Counter(
+            "mimo_engine_loops",
+            "Outputs that repeated themselves without end, by what was done about it.",
+            ["action"],
+            registry=self._registry,
+        )
+
     def render(self) -> bytes:
         """The text format of Prometheus."""
         return generate_latest(self._registry)

@@ -70,6 +70,7 @@ async def _serve(engine: EngineConfig, server: ServerConfig, build: str) -> int:
                 model_name=model_name,
                 defaults=defaults,
                 thinking=server.thinking,
+                guards=server.guards,
                 responses=server.responses,
                 media=media,
                 security=server.security,

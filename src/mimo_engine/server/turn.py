@@ -24,6 +24,7 @@ from mimo_engine.multimodal.processor import MultimodalProcessorOutput
 from mimo_engine.server.answer import Answer, ThoughtCounter
 from mimo_engine.server.chat_schemas import ChatRequest, Conversation
 from mimo_engine.server.generation import Generation, ServerContext, Update
+from mimo_engine.server.image_history import with_newest_images
 from mimo_engine.server.objects import ChatMessage, Delta, Usage
 from mimo_engine.server.stream import while_connected
 
@@ -131,8 +132,18 @@ def _answer(body: ChatRequest, task: _Task, context: ServerContext) -> Answer:
     return Answer(
         parser,
         streams_reasoning=body.stream_reasoning is not False,
-        one_call=body.parallel_tool_calls is False,
+        max_calls=_max_calls(body, context),
     )
+
+
+def _max_calls(body: ChatRequest, context: ServerContext) -> int | None:
+    """The smallest of what the request and the server allow; None: any number."""
+    limits = (
+        body.max_tool_calls,
+        context.guards.max_tool_calls,
+        1 if body.parallel_tool_calls is False else None,
+    )
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 async def conversation_prompt(
@@ -158,7 +169,8 @@ async def conversation_prompt(
             template_kwargs=body.template_kwargs(),
         )
 
-    return await context.media.process_mm_data_async(body.messages, render=render)
+    messages = with_newest_images(body.messages, context.guards.keep_images)
+    return await context.media.process_mm_data_async(messages, render=render)
 
 
 def _without_nulls(tool: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,11 +204,11 @@ def _prepare(body: ChatRequest, context: ServerContext, prompt: MultimodalProces
     tools = {} if grammar is not None else tool_schemas(shown)
     is_plain = body.separate_reasoning is False or (grammar is not None and thinking == "off")
     if body.must_call:
-        grammar = tool_grammar(shown, parallel=body.parallel_tool_calls is not False)
+        grammar = tool_grammar(shown, parallel=_max_calls(body, context) != 1)
     params = replace(
         body.sampling_params(context.defaults),
         grammar=grammar,
-        thinking=_thinking_spec(thinking, body, context, grammar),
+        thinking=_thinking_spec(thinking, body, context, grammar, may_call=bool(tools)),
     )
     return _Task(
         params=params,
@@ -219,7 +231,12 @@ def _media_tokens(prompt: MultimodalProcessorOutput) -> dict[str, int]:
 
 
 def _thinking_spec(
-    thinking: Thinking, body: ChatRequest, context: ServerContext, grammar: GrammarSpec | None
+    thinking: Thinking,
+    body: ChatRequest,
+    context: ServerContext,
+    grammar: GrammarSpec | None,
+    *,
+    may_call: bool,
 ) -> ThinkingSpec | None:
     """None where nothing has to be seen to while the model thinks."""
     tokenizer, config = context.tokenizer, context.thinking
@@ -228,12 +245,16 @@ def _thinking_spec(
     is_strict = config.strict_thinking or grammar is not None
     if thinking == "off" or start_id is None or end_id is None or not (budget or is_strict):
         return None
-    tags = (tokenizer.find_id(name) for name in ("<tool_call>", "</tool_call>"))
-    ends = (*(tag for tag in tags if tag is not None), *tokenizer.stop_token_ids())
+    call_id, end_call_id = map(tokenizer.find_id, ("<tool_call>", "</tool_call>"))
+    tags = (tag for tag in (call_id, end_call_id) if tag is not None)
+    ends = (*tags, *tokenizer.stop_token_ids())
+    # To the parser too the thought is over there (stream_parser.py).
+    is_rescued = may_call and config.tool_call_in_thinking == "rescue"
     return ThinkingSpec(
         start_id=start_id,
         end_id=end_id,
         budget=budget,
         banned_ids=ends if is_strict else (),
         is_open=thinking == "open",
+        call_id=call_id if is_rescued else None,
     )

@@ -80,6 +80,7 @@ FLAGS = {
     | {"--host", "--port", "--served-model-name", "--chat-template"}
     | {"--strict-thinking", "--no-strict-thinking"}
     | {"--thinking-token-budget", "--tool-call-in-thinking"}
+    | {"--loop-guard", "--max-tool-calls", "--keep-images"}
     | {"--response-store", "--response-store-mib"},
     "generate": ENGINE
     | {"--prompt", "--chat", "--no-chat", "--max-tokens"}
