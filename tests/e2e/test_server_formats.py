@@ -174,6 +174,7 @@ def test_a_thought_ends_at_its_budget_or_else_at_the_servers(model_dir, server):
     assert "</think>" not in "".join(texts)
     policy = ThinkingConfig(thinking_token_budget=3, strict_thinking=True)
     with serve(model_dir, thinking=policy) as strict:
+        num_closed = 0
         for budget, expected in ((None, 3), (5, 5)):
             result = ask(strict, thinking_token_budget=budget, **fields)
             texts = [choice["message"]["content"] for choice in result["choices"]]
@@ -182,6 +183,33 @@ def test_a_thought_ends_at_its_budget_or_else_at_the_servers(model_dir, server):
             assert all("</think>" in text for text in thoughts)
             # The tokens of the budget, and </think>.
             assert result["usage"]["reasoning_tokens"] == len(thoughts) * (expected + 1)
+            num_closed += len(thoughts)
+            assert strict.metric("mimo_engine_thoughts_closed_total") == num_closed
+
+
+def test_no_budget_closes_a_thought_that_a_tool_call_has_ended(server):
+    names = ("<think>", "<tool_call>", "<|im_end|>")
+    think, call, end = (server.tokenizer.id_of(name) for name in names)
+    fields = {"logit_bias": {str(think): 24, str(call): 22, str(end): -100}, "logprobs": True}
+    fields |= {"n": 16, "seed": 1, "max_tokens": 20, "thinking_token_budget": 6}
+    before = server.metric("mimo_engine_thoughts_closed_total")
+    called, num_forced = [], 0
+    for choice in ask(server, tools=[NOW], **fields)["choices"]:
+        tokens = [entry["token"] for entry in choice["logprobs"]["content"]]
+        if tokens[0] != "<think>":
+            continue
+        if "<tool_call>" in tokens[:6]:
+            called.append(tokens)
+        else:
+            assert tokens[6] == "</think>"
+            num_forced += 1
+    assert called
+    assert any(tokens[6] != "</think>" for tokens in called)
+    assert server.metric("mimo_engine_thoughts_closed_total") == before + num_forced
+    # Without tools it is a thought like any other.
+    for choice in ask(server, **fields)["choices"]:
+        tokens = [entry["token"] for entry in choice["logprobs"]["content"]]
+        assert tokens[0] != "<think>" or "</think>" in tokens[:7]
 
 
 BAD_FORMATS = [

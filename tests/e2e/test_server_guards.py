@@ -177,6 +177,7 @@ def test_switched_off_it_does_nothing(serve):
 )
 def test_an_answer_ends_with_the_last_call_it_may_have(reporting, fields, num_calls):
     text = f"a{CLOCK}b{CLOCK}c{CLOCK}d"
+    before = reporting.metric("mimo_engine_tool_call_limits_total") or 0
     fields |= {"tools": [NOW], "max_tokens": 4000}
     choice = ask(reporting, CHAT, text, **fields)["choices"][0]
     assert choice["finish_reason"] == "tool_calls"
@@ -186,6 +187,19 @@ def test_an_answer_ends_with_the_last_call_it_may_have(reporting, fields, num_ca
     for step in (1, 3, 500):
         whole, reasons, _, _ = streamed(reporting, CHAT, text, seed=step, **fields)
         assert (whole, reasons) == ("ab"[:num_calls], ["tool_calls"])
+    assert (reporting.metric("mimo_engine_tool_call_limits_total") or 0) == before + 4
+
+
+@pytest.mark.parametrize("step", [1, 3, 500])
+def test_an_answer_that_has_all_its_calls_was_not_cut_by_what_comes_in_the_same_step(
+    stopping, step
+):
+    num_tokens = len(stopping.tokenizer.encode(CLOCK))
+    for text, max_tokens in ((CLOCK, num_tokens), (CLOCK + LOOP, 4000)):
+        fields = {"tools": [NOW], "max_tokens": max_tokens, "seed": step, "max_tool_calls": 1}
+        choice = ask(stopping, CHAT, text, **fields)["choices"][0]
+        assert choice["finish_reason"] == "tool_calls"
+        assert choice["message"]["content"] is None
 
 
 def test_without_a_limit_of_the_server_the_requests_own_counts(stopping):
@@ -205,6 +219,7 @@ def test_a_removed_image_is_a_marker_in_the_text_and_nothing_of_it_is_read(repor
     marker = {"type": "text", "text": "[image removed]"}
     ask_for = {"type": "text", "text": "What is it?"}
     ids = []
+    before = reporting.metric("mimo_engine_images_removed_total")
     for server, part in ((reporting, image), (stopping, marker)):
         body = {"messages": [{"role": "user", "content": [part, ask_for]}]}
         response = server.post("/tokenize", body)
@@ -213,5 +228,7 @@ def test_a_removed_image_is_a_marker_in_the_text_and_nothing_of_it_is_read(repor
         assert server.post(CHAT, {**body, "max_tokens": 1}).status_code == 200
     assert ids[0] == ids[1]
     assert "[image removed]What is it?" in reporting.tokenizer.decode(ids[0])
+    # Once for each request.
+    assert reporting.metric("mimo_engine_images_removed_total") == before + 2
     body = {"messages": [{"role": "user", "content": [image, ask_for]}]}
     assert stopping.post(CHAT, body).status_code == 400

@@ -19,6 +19,7 @@ from mimo_engine.chat.stream_parser import (
     ToolCallStart,
 )
 from mimo_engine.chat.tokenizer import Tokenizer
+from mimo_engine.config.sampling import ThinkingSpec
 from mimo_engine.server.objects import ChatMessage, Delta, FunctionCall, ToolCall
 
 __all__ = ["Answer", "ThoughtCounter"]
@@ -123,17 +124,24 @@ def _call_delta(index: int, arguments: str, new: _Call | None = None) -> Delta:
 
 
 class ThoughtCounter:
-    """Counts the tokens of an output's thought, its two tags included."""
+    """Counts the tokens of an output's thought, its two tags included.
 
-    def __init__(self, thinking: Thinking, tokenizer: Tokenizer) -> None:
+    `spec`: what the thought is held to; None: nothing.
+    """
+
+    def __init__(self, thinking: Thinking, tokenizer: Tokenizer, spec: ThinkingSpec | None) -> None:
         self._tokenizer = tokenizer
         self._start_id = tokenizer.find_id("<think>")
         self._end_id = tokenizer.find_id("</think>")
         self._may_begin = thinking == "maybe"
         self._is_open = thinking == "open"
+        self._budget = spec and spec.budget
+        self._call_id = spec and spec.call_id
         self.num_tokens = 0
 
-    def add(self, token_ids: Iterable[int]) -> None:
+    def add(self, token_ids: Iterable[int]) -> bool:
+        """Whether the budget ended the thought within these tokens."""
+        is_spent = False
         for token_id in token_ids:
             if self._may_begin:
                 self._is_open = token_id == self._start_id
@@ -142,3 +150,8 @@ class ThoughtCounter:
             if self._is_open:
                 self.num_tokens += 1
                 self._is_open = token_id != self._end_id
+                if token_id == self._call_id:
+                    self._budget = None  # as in grammar/constraint.py
+                if not self._is_open and self._budget is not None:
+                    is_spent = self.num_tokens > self._budget
+        return is_spent

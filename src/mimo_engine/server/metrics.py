@@ -49,11 +49,26 @@ class Metrics:
         self.output_tokens = Counter(
             "mimo_engine_output_tokens", "Tokens generated.", registry=self._registry
         )
-
+        # Of guards (config/guards.py), and of the thinking budget.
         self.loops = Counter(
             "mimo_engine_loops",
             "Outputs that repeated themselves without end, by what was done about it.",
             ["action"],
+            registry=self._registry,
+        )
+        self.tool_call_limits = Counter(
+            "mimo_engine_tool_call_limits",
+            "Answers that ended with the last tool call that they may have.",
+            registry=self._registry,
+        )
+        self.thoughts_closed = Counter(
+            "mimo_engine_thoughts_closed",
+            "Thoughts that were ended by their budget.",
+            registry=self._registry,
+        )
+        self.images_removed = Counter(
+            "mimo_engine_images_removed",
+            "Images of conversations that the model saw as a text, older than those kept.",
             registry=self._registry,
         )
 

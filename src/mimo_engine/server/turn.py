@@ -23,7 +23,7 @@ from mimo_engine.messages import TokenLogprobs
 from mimo_engine.multimodal.processor import MultimodalProcessorOutput
 from mimo_engine.server.answer import Answer, ThoughtCounter
 from mimo_engine.server.chat_schemas import ChatRequest, Conversation
-from mimo_engine.server.generation import Generation, ServerContext, Update
+from mimo_engine.server.generation import LOOPED, Generation, ServerContext, Update
 from mimo_engine.server.image_history import with_newest_images
 from mimo_engine.server.objects import ChatMessage, Delta, Usage
 from mimo_engine.server.stream import while_connected
@@ -79,7 +79,11 @@ class Turn:
         """By index: token ids, logprobs, the reason of the end."""
         self.answers = [_answer(body, task, context) for _ in self.outputs]
         """By index; complete when `updates` has ended."""
-        self._thoughts = [ThoughtCounter(task.thinking, context.tokenizer) for _ in self.outputs]
+        self._thoughts = [
+            ThoughtCounter(task.thinking, context.tokenizer, task.params.thinking)
+            for _ in self.outputs
+        ]
+        self._metrics = context.metrics
 
     async def updates(self) -> AsyncGenerator[TurnUpdate]:
         """Run all choices. Closing the generator aborts those that have not ended."""
@@ -109,11 +113,15 @@ class Turn:
 
     def _take(self, update: Update) -> TurnUpdate:
         i = update.index
-        self._thoughts[i].add(update.token_ids)
+        if self._thoughts[i].add(update.token_ids):
+            self._metrics.thoughts_closed.inc()
         answer, output = self.answers[i], self.outputs[i]
         deltas = answer.take(update.text, is_last=output.finish_reason is not None)
-        if answer.is_over and output.finish_reason is None:
-            self._generation.end(i)
+        if answer.is_over:
+            self._metrics.tool_call_limits.inc()
+            # What cut the output within the same step did not cut the answer.
+            if output.finish_reason in (None, "length", LOOPED):
+                self._generation.end(i)
         return TurnUpdate(
             index=i,
             is_first=update.is_first,
@@ -169,8 +177,9 @@ async def conversation_prompt(
             template_kwargs=body.template_kwargs(),
         )
 
-    messages = with_newest_images(body.messages, context.guards.keep_images)
-    return await context.media.process_mm_data_async(messages, render=render)
+    shown = with_newest_images(body.messages, context.guards.keep_images)
+    context.metrics.images_removed.inc(shown.num_removed)
+    return await context.media.process_mm_data_async(shown.messages, render=render)
 
 
 def _without_nulls(tool: Mapping[str, Any]) -> dict[str, Any]:
