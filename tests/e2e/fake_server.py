@@ -40,6 +40,7 @@ class ServerThread:
         thinking=None,
         guards=None,
         responses=None,
+        transcription=None,
         media_limits=None,
         security=None,
     ):
@@ -51,6 +52,7 @@ class ServerThread:
         self._restart_policy = restart_policy
         self._thinking = thinking
         self._guards = guards
+        self._transcription = transcription
         self._security = security
         self._responses = responses
         self._media_limits = media_limits
@@ -82,6 +84,7 @@ class ServerThread:
                 thinking=self._thinking,
                 guards=self._guards,
                 responses=self._responses,
+                transcription=self._transcription,
                 media=media,
                 security=self._security,
             )

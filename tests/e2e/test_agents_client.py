@@ -19,7 +19,7 @@ from demo_server import (
     WEATHER_QUESTION,
     WEATHER_RESULT,
     WEATHER_TOOLS,
-    demo_server,
+    demo_text_server,
 )
 from fake_server import MODEL
 
@@ -28,7 +28,7 @@ RUN = RunConfig(tracing_disabled=True)
 
 @pytest.fixture(scope="module")
 def server():
-    with demo_server() as server:
+    with demo_text_server() as server:
         yield server
 
 

@@ -10,7 +10,7 @@ from demo_server import (
     WEATHER_QUESTION,
     WEATHER_RESULT,
     WEATHER_TOOLS,
-    demo_server,
+    demo_text_server,
 )
 from fake_server import MODEL
 from pydantic import BaseModel
@@ -22,7 +22,7 @@ TOOLS = [{"type": "function", "strict": True, **tool} for tool in WEATHER_TOOLS]
 
 @pytest.fixture(scope="module")
 def server():
-    with demo_server() as server:
+    with demo_text_server() as server:
         yield server
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 from mimo_engine.config.guards import GuardConfig
 from mimo_engine.config.media_settings import EncoderConfig, MediaFacts, MediaLimits
 from mimo_engine.config.security import SecurityConfig
+from mimo_engine.config.transcription import TranscriptionConfig
 from mimo_engine.errors import ConfigError
 
 __all__ = [
@@ -194,6 +195,7 @@ class ServerConfig:
     thinking: ThinkingConfig = field(default_factory=ThinkingConfig)
     guards: GuardConfig = field(default_factory=GuardConfig)
     responses: ResponsesConfig = field(default_factory=ResponsesConfig)
+    transcription: TranscriptionConfig = field(default_factory=TranscriptionConfig)
     media: MediaLimits = field(default_factory=MediaLimits)
     security: SecurityConfig = field(default_factory=SecurityConfig)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from mimo_engine.config.transcription import TRANSCRIPTION_PROMPT
 from mimo_engine.errors import ConfigError
 from mimo_engine.eval.api import Reply, chat_request
 from mimo_engine.eval.evaluation import Evaluation, Grade, Item, Options, Question
@@ -16,8 +17,6 @@ from mimo_engine.eval.word_errors import num_word_errors, words_of
 __all__ = ["asr"]
 
 ANSWER_TOKENS = 2048
-INSTRUCTION = "Please transcribe this audio file"
-"""After the clip, as ports of the family's own recogniser ask (audio.md 8)."""
 
 
 def asr(options: Options) -> Evaluation:
@@ -36,7 +35,7 @@ def asr(options: Options) -> Evaluation:
         settings={
             "max_tokens": max_tokens,
             "thinking": options.thinks,
-            "instruction": INSTRUCTION,
+            "instruction": TRANSCRIPTION_PROMPT,
         },
     )
 
@@ -50,7 +49,7 @@ def _item(index: int, row: Row, max_tokens: int, thinks: bool) -> Item:
     def pose() -> Question:
         content = [
             {"type": "audio_url", "audio_url": {"url": _data_uri(clip)}},
-            {"type": "text", "text": INSTRUCTION},
+            {"type": "text", "text": TRANSCRIPTION_PROMPT},
         ]
         message = {"role": "user", "content": content}
         return Question(

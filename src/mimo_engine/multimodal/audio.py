@@ -8,8 +8,9 @@ thread: numpy and FFmpeg let go of the interpreter while they work.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,35 @@ import numpy as np
 from mimo_engine.config.media_settings import MediaLimits
 from mimo_engine.config.processor import ProcessorConfig
 from mimo_engine.errors import RequestError
-from mimo_engine.multimodal.features import AudioFeatures
+from mimo_engine.multimodal.cutting import LEAST_S, Cutter, is_silent
+from mimo_engine.multimodal.features import AudioFeatures, SoundTooShortError
 from mimo_engine.multimodal.mel import LogMel
 from mimo_engine.multimodal.resample import Resampler
 from mimo_engine.multimodal.shared_arrays import SharedArrays
 from mimo_engine.multimodal.sound import SoundBlock, array_blocks, file_blocks
 
-__all__ = ["audio_features"]
+__all__ = ["SoundChunk", "audio_features", "sound_chunks"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SoundChunk:
+    """A stretch of a long sound."""
+
+    samples: np.ndarray
+    """float32 [n]: one channel."""
+    rate: int
+    start: int
+    """Samples before it."""
+    is_silent: bool
+    """As `cutting.is_silent` says."""
+
+    @property
+    def start_s(self) -> float:
+        return self.start / self.rate
+
+    @property
+    def end_s(self) -> float:
+        return (self.start + len(self.samples)) / self.rate
 
 
 def audio_features(
@@ -49,6 +72,42 @@ def audio_features(
         math.ceil(len(segment) / config.frames_per_token) for segment in shared.arrays
     )
     return AudioFeatures(shared=shared, num_samples=num_samples, num_tokens=num_tokens)
+
+
+def sound_chunks(
+    source: bytes | Path,
+    config: ProcessorConfig,
+    limits: MediaLimits,
+    *,
+    longest_s: float,
+) -> Generator[SoundChunk]:
+    """A sound file at the processor's rate, cut as `Cutter` does, each chunk as it is asked for.
+
+    Raises RequestError as `audio_features`, also midway. Close the iterator when it is left early.
+    """
+    rate, start = config.sampling_rate, 0
+    with closing(file_blocks(source)) as blocks:
+        for samples in _cut(_limited(blocks, limits), Cutter(rate, longest_s), rate):
+            if start == 0 and len(samples) < LEAST_S * rate:
+                break
+            yield SoundChunk(
+                samples=samples, rate=rate, start=start, is_silent=is_silent(samples, rate)
+            )
+            start += len(samples)
+    if start == 0:
+        raise SoundTooShortError(
+            f"the sound is shorter than {1000 * LEAST_S:.0f} ms: send a longer one"
+        )
+
+
+def _cut(blocks: Iterator[SoundBlock], cutter: Cutter, rate: int) -> Iterator[np.ndarray]:
+    resampler: Resampler | None = None
+    for block in blocks:
+        resampler = resampler or Resampler(block.rate, rate)
+        yield from cutter.push(resampler.push(block.samples))
+    if resampler is not None:
+        yield from cutter.push(resampler.finish())
+    yield from cutter.finish()
 
 
 def _limited(blocks: Iterator[SoundBlock], limits: MediaLimits) -> Iterator[SoundBlock]:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -25,7 +25,7 @@ from mimo_engine.config.media_settings import MediaLimits
 from mimo_engine.config.processor import ProcessorConfig
 from mimo_engine.errors import RequestError
 from mimo_engine.messages import EngineInfo, MediaItem, MediaSpan
-from mimo_engine.multimodal.audio import audio_features
+from mimo_engine.multimodal.audio import SoundChunk, audio_features, sound_chunks
 from mimo_engine.multimodal.features import AudioFeatures, SoundTooShortError, VisionFeatures
 from mimo_engine.multimodal.fetch import MediaFetcher
 from mimo_engine.multimodal.image import image_features
@@ -41,7 +41,7 @@ from mimo_engine.multimodal.inputs import (
 from mimo_engine.multimodal.interleave import Layout, audio_layout, image_layout, video_layout
 from mimo_engine.multimodal.placeholders import hide_pads, split_prompt
 from mimo_engine.multimodal.shared_arrays import SharedArrays
-from mimo_engine.multimodal.sources import MediaKind
+from mimo_engine.multimodal.sources import BytesSource, MediaKind
 from mimo_engine.multimodal.video import has_audio_stream, video_features, video_frames_features
 
 __all__ = ["MediaProcessor", "MultimodalProcessorOutput", "Render"]
@@ -159,6 +159,33 @@ class MediaProcessor:
         decoded = await self._all(inputs)
         return await asyncio.to_thread(self._assemble, text, split.texts, decoded, self._config)
 
+    @property
+    def takes_media(self) -> bool:
+        return self._config is not None
+
+    async def sound_chunks(
+        self, data: bytes, where: str, *, longest_s: float
+    ) -> AsyncGenerator[SoundChunk]:
+        """A sound file cut to chunks (audio.py), each decoded when it is asked for.
+
+        Raises RequestError, also midway; its `param` is `where`. The processor must take media.
+        """
+        assert self._config is not None
+        file = await self._fetcher.fetch(BytesSource(data=data), where)
+        chunks = sound_chunks(file, self._config, self._limits, longest_s=longest_s)
+        step: Future[SoundChunk | None] | None = None
+        try:
+            while True:
+                step = self._threads.submit(next, chunks, None)
+                chunk = await _named(where, asyncio.wrap_future(step))
+                if chunk is None:
+                    break
+                yield chunk
+        finally:
+            # A step may still run, when its waiter was cancelled.
+            if step is not None:
+                step.add_done_callback(lambda _: chunks.close())
+
     @cached_property
     def _template(self) -> ChatTemplate:
         source = self._tokenizer.chat_template
@@ -224,10 +251,7 @@ class MediaProcessor:
     async def _run(self, where: str, work: Callable[..., T], *arguments: Any) -> T:
         """`work` on a thread; its RequestErrors name the part."""
         loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(self._threads, work, *arguments)
-        except RequestError as error:
-            raise RequestError(f"{where}: {error}", param=where) from error
+        return await _named(where, loop.run_in_executor(self._threads, work, *arguments))
 
     def _image(self, image: ImageInput, data: Any) -> VisionFeatures:
         assert self._config is not None
@@ -343,6 +367,14 @@ class MediaProcessor:
             tokens_per_step,
             None if one.audio is None else one.audio.num_tokens,
         )
+
+
+async def _named(where: str, work: Awaitable[T]) -> T:
+    """The result of `work`, whose RequestErrors name the part."""
+    try:
+        return await work
+    except RequestError as error:
+        raise RequestError(f"{where}: {error}", param=where) from error
 
 
 def _media_parts(messages: Sequence[Message]) -> list[tuple[str, Mapping[str, Any]]]:

@@ -14,6 +14,7 @@ from mimo_engine.config.generation import SamplingDefaults
 from mimo_engine.config.guards import GuardConfig
 from mimo_engine.config.media_settings import MediaLimits
 from mimo_engine.config.security import SecurityConfig
+from mimo_engine.config.transcription import TranscriptionConfig
 from mimo_engine.engine.client import AsyncEngineClient
 from mimo_engine.multimodal.processor import MediaProcessor
 from mimo_engine.server.admin import admin_router
@@ -28,6 +29,7 @@ from mimo_engine.server.openapi import Api
 from mimo_engine.server.request_log import Failures, GenerationLog, RequestLog
 from mimo_engine.server.responses import responses_router
 from mimo_engine.server.security import BrowserGuard, Cors, KeyCheck, is_loopback, read_api_keys
+from mimo_engine.server.transcriptions import transcriptions_router
 
 __all__ = ["create_app"]
 
@@ -42,6 +44,7 @@ def create_app(
     thinking: ThinkingConfig | None = None,
     guards: GuardConfig | None = None,
     responses: ResponsesConfig | None = None,
+    transcription: TranscriptionConfig | None = None,
     media: MediaProcessor | None = None,
     security: SecurityConfig | None = None,
     host: str = "127.0.0.1",
@@ -61,6 +64,7 @@ def create_app(
         defaults=defaults,
         thinking=thinking or ThinkingConfig(),
         guards=guards or GuardConfig(),
+        transcription=transcription or TranscriptionConfig(),
         media=media
         or MediaProcessor(None, tokenizer, MediaLimits(), max_tokens=client.info.max_model_len),
         check_grammar=GrammarCheck(tokenizer),
@@ -75,6 +79,7 @@ def create_app(
     app.include_router(completions_router(context))
     app.include_router(chat_router(context))
     app.include_router(responses_router(context, responses or ResponsesConfig()))
+    app.include_router(transcriptions_router(context))
     app.include_router(admin_router(context))
     return app
 

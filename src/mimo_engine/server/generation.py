@@ -24,6 +24,7 @@ from mimo_engine.config.engine import ThinkingConfig
 from mimo_engine.config.generation import SamplingDefaults
 from mimo_engine.config.guards import GuardConfig
 from mimo_engine.config.sampling import SamplingParams
+from mimo_engine.config.transcription import TranscriptionConfig
 from mimo_engine.engine.client import AsyncEngineClient
 from mimo_engine.errors import ContextLengthError, MimoError, RequestError
 from mimo_engine.messages import MediaItem, NewRequest, TokenLogprobs, TokenOutput
@@ -56,6 +57,7 @@ class ServerContext:
     """Of chat requests."""
     thinking: ThinkingConfig
     guards: GuardConfig
+    transcription: TranscriptionConfig
     media: MediaProcessor
     check_grammar: GrammarCheck
     metrics: Metrics

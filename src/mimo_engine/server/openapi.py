@@ -15,10 +15,12 @@ from fastapi import FastAPI
 from mimo_engine.server.errors import OVERLOADED, is_anthropic
 from mimo_engine.server.objects import ChatCompletion, Completion, ModelCard
 from mimo_engine.server.responses.objects import Response
+from mimo_engine.server.transcriptions import Transcription
 
 __all__ = ["Api"]
 
 _ANSWERS: Mapping[str, type] = {
+    "/v1/audio/transcriptions": Transcription,
     "/v1/chat/completions": ChatCompletion,
     "/v1/completions": Completion,
     "/v1/models/{name}": ModelCard,
@@ -84,8 +86,10 @@ def _describe(
 
 def _may_stream(operation: Mapping[str, Any], components: Mapping[str, Any]) -> bool:
     media_types = operation.get("requestBody", {}).get("content", {}).values()
-    names = [one.get("schema", {}).get("$ref", "").rpartition("/")[2] for one in media_types]
-    return any("stream" in components.get(name, {}).get("properties", {}) for name in names)
+    # A form's schema stands there itself.
+    schemas = [one.get("schema", {}) for one in media_types]
+    schemas += [components.get(one.get("$ref", "").rpartition("/")[2], {}) for one in schemas]
+    return any("stream" in one.get("properties", {}) for one in schemas)
 
 
 def _object(**properties: Any) -> dict[str, Any]:

@@ -72,6 +72,7 @@ async def _serve(engine: EngineConfig, server: ServerConfig, build: str) -> int:
                 thinking=server.thinking,
                 guards=server.guards,
                 responses=server.responses,
+                transcription=server.transcription,
                 media=media,
                 security=server.security,
                 host=server.host,

@@ -81,7 +81,8 @@ FLAGS = {
     | {"--strict-thinking", "--no-strict-thinking"}
     | {"--thinking-token-budget", "--tool-call-in-thinking"}
     | {"--loop-guard", "--max-tool-calls", "--keep-images"}
-    | {"--response-store", "--response-store-mib"},
+    | {"--response-store", "--response-store-mib"}
+    | {"--transcription-prompt", "--transcription-chunk-s"},
     "generate": ENGINE
     | {"--prompt", "--chat", "--no-chat", "--max-tokens"}
     | {"--temperature", "--top-p", "--top-k", "--seed"},
