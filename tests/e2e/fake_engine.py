@@ -3,7 +3,8 @@
 It answers with its prompt: token i of an answer is token (i + seed) of the prompt, modulo the
 prompt's length and special tokens left out; after one pass comes the end-of-text token. So a test
 knows every expected answer from the prompt alone. `num_preemptions` counts aborts that hit a live
-request; the full group has one page for each live request.
+request; the full group has one page for each live request. Answers of seeds that 3 divides are the
+likeliest, then come those one above them.
 
 A prompt may also hold a script: token ids between <|fim_prefix|> and <|fim_suffix|>. The last one
 is then the answer, token for token, in steps of `seed` tokens (1 without a seed).
@@ -141,7 +142,8 @@ class FakeCore:
             del self.live[one.request.request_id]
         logprobs = prompt_logprobs = None
         if params.logprobs is not None:
-            logprobs = [fake_logprobs(token, params.logprobs) for token in tokens]
+            less = (params.seed or 0) % 3 / 10
+            logprobs = [fake_logprobs(token, params.logprobs, less) for token in tokens]
         if first and params.prompt_logprobs is not None:
             ids = one.request.prompt_token_ids
             prompt_logprobs = [None, *(fake_logprobs(i, params.prompt_logprobs) for i in ids[1:])]
@@ -181,10 +183,10 @@ class FakeCore:
         pass
 
 
-def fake_logprobs(token_id, top):
+def fake_logprobs(token_id, top, less=0.0):
     """The sampled token is the likeliest; the next ids follow it, half as likely each."""
-    pairs = [(token_id + i, -0.5 - 0.7 * i) for i in range(top)]
-    return TokenLogprobs(token_id=token_id, logprob=-0.5, rank=1, top=pairs)
+    pairs = [(token_id + i, -0.5 - less - 0.7 * i) for i in range(top)]
+    return TokenLogprobs(token_id=token_id, logprob=-0.5 - less, rank=1, top=pairs)
 
 
 def build_fake_engine(config):

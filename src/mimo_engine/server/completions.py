@@ -8,6 +8,9 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from heapq import nlargest
+from math import inf
+from statistics import fmean
 from uuid import uuid4
 
 from fastapi import APIRouter, Request, Response
@@ -17,7 +20,7 @@ from mimo_engine.chat.detokenize import OutputText
 from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.errors import RequestError
 from mimo_engine.messages import TokenLogprobs
-from mimo_engine.server.generation import Generation, ServerContext
+from mimo_engine.server.generation import Generation, ServerContext, Update
 from mimo_engine.server.objects import (
     Completion,
     CompletionChoice,
@@ -70,8 +73,12 @@ def _token_ids(body: CompletionRequest, context: ServerContext) -> list[list[int
     for prompt in body.prompts():
         if isinstance(prompt, str):
             prompt = context.tokenizer.encode(
-                prompt, add_special_tokens=True, max_tokens=max_tokens
+                prompt,
+                add_special_tokens=body.add_special_tokens is not False,
+                max_tokens=max_tokens,
             )
+        if body.suffix:
+            prompt = _around_gap(prompt, body.suffix, context)
         found.append(prompt)
         num_tokens += len(prompt)
         if num_tokens > MAX_PROMPT_TOKENS:
@@ -81,6 +88,27 @@ def _token_ids(body: CompletionRequest, context: ServerContext) -> list[list[int
                 param="prompt",
             )
     return found
+
+
+_GAP_TOKENS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+"""Before the text, before what comes after the gap, and before what fills it: in this order."""
+
+
+def _around_gap(prompt: Sequence[int], suffix: str, context: ServerContext) -> list[int]:
+    """The prompt that asks for what stands between a text and its suffix.
+
+    RequestError: the tokenizer has no tokens for that.
+    """
+    tokenizer = context.tokenizer
+    before, after, middle = (tokenizer.find_id(name) for name in _GAP_TOKENS)
+    if before is None or after is None or middle is None:
+        raise RequestError(
+            f"this model's tokenizer lacks one of {', '.join(_GAP_TOKENS)}, without which no text "
+            "can be filled in: leave suffix out",
+            param="suffix",
+        )
+    ids = tokenizer.encode(suffix, max_tokens=context.client.info.max_model_len)
+    return [before, *prompt, after, *ids, middle]
 
 
 class _Renderer:
@@ -97,43 +125,63 @@ class _Renderer:
         self._logprobs = [_LogprobWriter(context.tokenizer, body) for _ in generation.outputs]
 
     def whole(self) -> Completion:
-        outputs = self._generation.outputs
-        choices = [
-            self._choice(i, True, output.text, output.logprobs or [])
-            for i, output in enumerate(outputs)
+        chosen = [
+            self._choice(
+                Update(
+                    index=i,
+                    is_first=True,
+                    text=output.text,
+                    token_ids=output.token_ids,
+                    logprobs=output.logprobs or [],
+                ),
+                number=number,
+            )
+            for number, (i, output) in enumerate(self._chosen())
         ]
-        return self._completion(choices, usage=True)
+        return self._completion(chosen, usage=True)
+
+    def _chosen(self) -> list[tuple[int, OutputText]]:
+        """The outputs to be given, with their indices: of each prompt all, or the best."""
+        outputs = list(enumerate(self._generation.outputs))
+        if not self._body.is_ranked:
+            return outputs
+        num_candidates, n = self._body.num_candidates, self._body.n or 1
+        groups = (outputs[i : i + num_candidates] for i in range(0, len(outputs), num_candidates))
+        return [one for group in groups for one in nlargest(n, group, key=_score)]
 
     async def chunks(self) -> AsyncGenerator[Completion]:
         """A chunk for each update that says anything, the last of a choice with its end."""
         async with aclosing(self._generation.updates()) as updates:
             async for update in updates:
-                choice = self._choice(update.index, update.is_first, update.text, update.logprobs)
-                if choice.text or choice.logprobs or choice.finish_reason:
+                choice = self._choice(update, number=update.index)
+                if choice.text or choice.logprobs or choice.token_ids or choice.finish_reason:
                     yield self._completion([choice], usage=self._body.usage_in_every_chunk)
         if self._body.include_usage:
             yield self._completion([], usage=True)
 
-    def _choice(
-        self, index: int, is_first: bool, text: str, logprobs: Sequence[TokenLogprobs]
-    ) -> CompletionChoice:
-        output = self._generation.outputs[index]
-        prompt = self._generation.prompts[index]
-        writer = self._logprobs[index]
-        if self._body.echo and is_first:
+    def _choice(self, update: Update, *, number: int) -> CompletionChoice:
+        """`number`: the index that the client sees."""
+        body, tokenizer = self._body, self._context.tokenizer
+        output = self._generation.outputs[update.index]
+        prompt = self._generation.prompts[update.index]
+        writer = self._logprobs[update.index]
+        text = update.text
+        if body.echo and update.is_first:
             # From the ids, so that text offsets count in what the model read.
-            text = self._context.tokenizer.decode(prompt, skip_special_tokens=False) + text
+            text = tokenizer.decode(prompt, skip_special_tokens=False) + text
             writer.add_prompt(prompt, output.prompt_logprobs or [])
-        writer.add(logprobs)
+        writer.add(update.logprobs)
         return CompletionChoice(
-            index=index,
+            index=number,
             text=text,
-            logprobs=writer.take() if self._body.logprobs is not None else None,
+            logprobs=writer.take() if body.logprobs is not None else None,
             finish_reason=output.finish_reason,
             matched_stop=output.stop_reason,
             prompt_logprobs=UNSET
-            if self._body.prompt_logprobs is None
-            else _prompt_logprobs(output, self._body.prompt_logprobs, self._context.tokenizer),
+            if body.prompt_logprobs is None
+            else _prompt_logprobs(output, body.prompt_logprobs, tokenizer),
+            token_ids=update.token_ids if body.return_token_ids else UNSET,
+            prompt_token_ids=prompt if body.return_token_ids and update.is_first else UNSET,
         )
 
     def _completion(self, choices: list[CompletionChoice], *, usage: bool) -> Completion:
@@ -145,6 +193,12 @@ class _Renderer:
             choices=choices,
             usage=self._generation.usage() if usage else absent,
         )
+
+
+def _score(candidate: tuple[int, OutputText]) -> float:
+    """How likely the model finds it: the mean log-probability of its tokens."""
+    _, output = candidate
+    return fmean([entry.logprob for entry in output.logprobs or []] or [-inf])
 
 
 class _LogprobWriter:

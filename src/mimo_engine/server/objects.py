@@ -168,6 +168,10 @@ class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: str | None = None
     matched_stop: str | int | None = None
     prompt_logprobs: list[dict[str, PromptLogprob] | None] | UnsetType = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+    """Where they were asked for, as the next."""
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    """In a stream, of the first chunk alone."""
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):

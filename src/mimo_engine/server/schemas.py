@@ -8,7 +8,7 @@ value that means "off".
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
@@ -17,6 +17,7 @@ from mimo_engine.config.generation import SamplingDefaults
 from mimo_engine.config.sampling import (
     MAX_LOGIT_BIAS_ENTRIES,
     MAX_LOGPROBS,
+    MAX_N,
     MAX_STOPS,
     GrammarSpec,
     SamplingParams,
@@ -42,7 +43,7 @@ IGNORED = frozenset(
 """Fields of OpenAI's API that concern its accounts and its speed, not what is generated."""
 
 MAX_CHOICES = 1024
-"""Answers that one request may ask for: prompts times n."""
+"""Answers that one request may ask for: prompts times n, or times best_of."""
 
 MAX_ENTRIES = {
     "logit_bias": MAX_LOGIT_BIAS_ENTRIES,
@@ -202,34 +203,56 @@ class CompletionRequest(SamplingRequest):
     """POST /v1/completions."""
 
     not_served: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "suffix": ("",),
+        "length_penalty": (1,),
+        "spaces_between_special_tokens": (True,),
         "use_beam_search": (False,),
     }
 
     prompt: str | list[Any]
-    best_of: int | None = None
+    suffix: str | None = None
+    add_special_tokens: bool | None = None
+    best_of: int | None = Field(default=None, ge=1, le=MAX_N)
+    return_token_ids: bool | None = None
     echo: bool | None = None
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     prompt_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
 
     @model_validator(mode="after")
     def _check(self) -> CompletionRequest:
-        if self.best_of not in (None, self.n or 1):
-            raise RequestError("best_of is supported only when it equals n", param="best_of")
+        if self.num_candidates < (self.n or 1):
+            raise RequestError("best_of must be at least n", param="best_of")
+        if self.is_ranked and self.stream:
+            raise RequestError(
+                "best_of above n is not available in a stream: which answers are best is known "
+                "when all have ended",
+                param="best_of",
+            )
+        if self.suffix and self.echo:
+            raise RequestError("suffix and echo exclude each other", param="suffix")
         if self.prompt_logprobs is not None and self.stream:
             raise RequestError(
                 "prompt_logprobs is not available in a stream", param="prompt_logprobs"
             )
         return self
 
+    @property
+    def num_candidates(self) -> int:
+        """Answers generated for a prompt, of which n are given."""
+        return self.best_of or self.n or 1
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether the best of the candidates are chosen."""
+        return self.num_candidates > (self.n or 1)
+
     def prompts(self) -> list[str | list[int]]:
         """The prompts, each a text or token ids. RequestError: neither, or too many."""
         prompts = self._prompts()
-        num_choices = len(prompts) * (self.n or 1)
+        num_choices = len(prompts) * self.num_candidates
         if num_choices > MAX_CHOICES:
             raise RequestError(
-                f"the request asks for {num_choices} answers (prompts times n); at most "
-                f"{MAX_CHOICES} are given: send it in parts",
+                f"the request asks for {num_choices} answers (prompts times n or best_of); at "
+                f"most {MAX_CHOICES} are given: send it in parts",
                 param="prompt",
             )
         return prompts
@@ -258,12 +281,13 @@ class CompletionRequest(SamplingRequest):
         """The checkpoint's recommendations are for chat; raw completions use the API's."""
         max_tokens = 16 if self.max_tokens is None else self.max_tokens
         wanted = [self.prompt_logprobs, self.logprobs if self.echo else None]
-        return self._sampling_params(
+        params = self._sampling_params(
             SamplingDefaults(),
             max_tokens=1 if self.scores_prompt_only else max_tokens,
-            logprobs=self.logprobs,
+            logprobs=(self.logprobs or 0) if self.is_ranked else self.logprobs,
             prompt_logprobs=max((one for one in wanted if one is not None), default=None),
         )
+        return replace(params, n=self.num_candidates)
 
 
 def _is_token_ids(value: Any) -> bool:
