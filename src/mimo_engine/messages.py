@@ -139,6 +139,8 @@ class DraftStats(msgspec.Struct, frozen=True, kw_only=True):
     """Of each draft layer, how often its draft is right where those before it were."""
     gain: float
     """Tokens a second expected at this depth, as a multiple of those without drafts."""
+    num_verifications: int
+    """Steps of a request in which drafts were verified."""
     num_drafted: int
     """Drafts that were verified."""
     num_accepted: int

@@ -15,7 +15,7 @@ RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
 MODEL = "demo"
 MAX_TOKENS = 24
-NOT_SERVED = (MESSAGES, "/")
+NOT_SERVED = (MESSAGES,)
 """Endpoints that the server does not have yet."""
 
 

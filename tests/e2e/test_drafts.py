@@ -140,6 +140,7 @@ def check_greedy(plain, prompts, engines):
         stats = llm.core.stats().drafts
         # They are good drafts; with one page in a step there may be no room for them.
         assert stats.num_accepted > 0.7 * stats.num_drafted > 0
+        assert 0 < stats.num_verifications <= stats.num_drafted
         llm.close()
     assert verdicts["different"] == 0
     assert verdicts["tie"] <= 0.01 * verdicts.total()

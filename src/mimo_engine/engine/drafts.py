@@ -65,6 +65,7 @@ class DraftControl:
         self._controller = DepthController(num_layers, fixed=fixed)
         self._max_depth = num_layers
         self._is_fixed = fixed is not None
+        self._num_verifications = 0
         self._num_drafted = 0
         self._num_accepted = 0
 
@@ -79,6 +80,7 @@ class DraftControl:
             is_steady &= row.num_rows == 1 + depth and row.num_proposals == depth
             if row.num_drafts and done.token_ids:
                 num_accepted = len(done.token_ids) - 1
+                self._num_verifications += 1
                 self._num_drafted += row.num_drafts
                 self._num_accepted += num_accepted
                 self._controller.saw_drafts(row.num_drafts, num_accepted)
@@ -92,6 +94,7 @@ class DraftControl:
             acceptance_length=controller.acceptance_length,
             acceptance=list(controller.acceptance),
             gain=controller.gain,
+            num_verifications=self._num_verifications,
             num_drafted=self._num_drafted,
             num_accepted=self._num_accepted,
         )

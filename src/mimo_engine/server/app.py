@@ -26,6 +26,7 @@ from mimo_engine.server.generation import ServerContext
 from mimo_engine.server.grammars import GrammarCheck
 from mimo_engine.server.metrics import Metrics
 from mimo_engine.server.openapi import Api
+from mimo_engine.server.playground import playground_router
 from mimo_engine.server.request_log import Failures, GenerationLog, RequestLog
 from mimo_engine.server.responses import responses_router
 from mimo_engine.server.security import BrowserGuard, Cors, KeyCheck, is_loopback, read_api_keys
@@ -81,6 +82,7 @@ def create_app(
     app.include_router(responses_router(context, responses or ResponsesConfig()))
     app.include_router(transcriptions_router(context))
     app.include_router(admin_router(context))
+    app.include_router(playground_router())
     return app
 
 

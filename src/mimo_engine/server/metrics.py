@@ -111,6 +111,12 @@ class _EngineCollector(Collector):
 
 def _draft_metrics(drafts: DraftStats) -> Iterator[Metric]:
     for family, name, text, value in (
+        (
+            _Counter,
+            "draft_verifications",
+            "Steps of a request in which drafts were verified.",
+            drafts.num_verifications,
+        ),
         (_Counter, "draft_tokens", "Drafts that were verified.", drafts.num_drafted),
         (_Counter, "draft_tokens_accepted", "Of these, accepted.", drafts.num_accepted),
         (_Gauge, "draft_depth", "Drafts of a request in the last step.", drafts.depth),
