@@ -195,6 +195,13 @@ def test_parallel_tool_calls_false_ends_with_the_first_call(client):
     assert response.parallel_tool_calls is False
 
 
+def test_max_tool_calls_is_chats(client):
+    written = CALL.format("Rome") * 3
+    response = create(client, written, max_tool_calls=2)
+    assert [item.type for item in response.output] == ["function_call"] * 2
+    assert (response.status, response.max_tool_calls) == ("completed", 2)
+
+
 def test_items_are_the_messages_of_chat(server, client):
     """Instructions, a turn of thought, text and calls, and results: the model reads what it would
     of chat completions."""

@@ -24,6 +24,7 @@ def opening(body: ResponsesRequest, context: ServerContext, *, keeps: bool) -> R
         created_at=int(time.time()),
         instructions=body.instructions,
         max_output_tokens=body.max_output_tokens,
+        max_tool_calls=body.max_tool_calls,
         metadata=body.metadata or {},
         model=context.model_name,
         parallel_tool_calls=body.parallel_tool_calls is not False,

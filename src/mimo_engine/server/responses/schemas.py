@@ -46,7 +46,6 @@ class ResponsesRequest(RequestModel):
     not_served: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "background": (False,),
         "context_management": ([],),
-        "max_tool_calls": (),
         "prompt": (),
         "top_logprobs": (0,),
     }
@@ -73,6 +72,7 @@ class ResponsesRequest(RequestModel):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
+    max_tool_calls: int | None = Field(default=None, ge=1)
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
     truncation: str | None = None

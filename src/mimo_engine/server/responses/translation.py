@@ -21,9 +21,9 @@ from mimo_engine.server.responses.transcript import Transcript
 __all__ = ["chat_request", "in_terms_of_responses"]
 
 _SAME = (
-    *("model", "parallel_tool_calls", "temperature", "top_p", "top_k", "min_p", "seed"),
+    *("model", "parallel_tool_calls", "max_tool_calls", "temperature", "top_p", "top_k", "min_p"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "stop"),
-    *("stop_token_ids", "min_tokens", "ignore_eos", "skip_special_tokens"),
+    *("seed", "stop_token_ids", "min_tokens", "ignore_eos", "skip_special_tokens"),
     *("include_stop_str_in_output", "structured_outputs", "regex", "ebnf"),
     *("chat_template_kwargs", "enable_thinking", "thinking_token_budget"),
 )
