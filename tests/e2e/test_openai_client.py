@@ -4,7 +4,7 @@ import json
 
 import openai
 import pytest
-from demo_server import demo_server
+from demo_server import demo_text_server
 from fake_server import MODEL
 
 SUM = [{"role": "user", "content": "What is 47 + 85?"}]
@@ -25,7 +25,7 @@ WEATHER = {
 
 @pytest.fixture(scope="module")
 def client():
-    with demo_server() as server, server.openai() as client:
+    with demo_text_server() as server, server.openai() as client:
         yield client
 
 
