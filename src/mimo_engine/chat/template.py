@@ -198,11 +198,12 @@ def _cut_at_mark(text: str) -> str:
 def normalise_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
     """Request messages as templates of this family expect them; the input is left as it was.
 
-    A missing or null content is "". `input_audio` parts get the type `audio`. Text parts of a
-    tool message are joined with single spaces, thinking parts of an assistant message become its
-    reasoning_content, and `reasoning` is another name for that. Arguments of a tool call are an
-    object. Results of tools come in the order of their calls, since templates of this family show
-    no ids. RequestError names the message and the field that cannot be brought into this form.
+    A missing or null content is "". `input_audio` parts get the type `audio`. The parts of a tool
+    message that has text alone are joined with single spaces, thinking parts of an assistant
+    message become its reasoning_content, and `reasoning` is another name for that. Arguments of a
+    tool call are an object. Results of tools come in the order of their calls, since templates of
+    this family show no ids. RequestError names the message and the field that cannot be brought
+    into this form.
     """
     normal = [_normalise(message, f"messages[{i}]") for i, message in enumerate(messages)]
     begin = 0
@@ -262,7 +263,7 @@ def _normalise(message: Mapping[str, Any], where: str) -> Message:
         raise RequestError(f"{where}.role must be a string, not {role!r}", param="messages")
     content = _content(message.get("content"), f"{where}.content", role)
     if role == "tool" and isinstance(content, list):
-        content = _joined(content, f"{where}.content")
+        content = _joined(content)
     if role != "assistant":
         return {**message, "content": content}
     own = ("content", "reasoning", "reasoning_content", "tool_calls")
@@ -302,9 +303,10 @@ def _part(part: Any, where: str, role: str) -> Message:
     )
 
 
-def _joined(parts: Sequence[Message], where: str) -> str:
+def _joined(parts: list[Message]) -> str | list[Message]:
+    """As they are where there is more than text: a screenshot, say."""
     if any(part["type"] != "text" for part in parts):
-        raise RequestError(f"{where} of a tool message takes text parts only", param="messages")
+        return parts
     return " ".join(part["text"] for part in parts)
 
 

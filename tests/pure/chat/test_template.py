@@ -250,6 +250,13 @@ def test_a_property_may_be_called_like_a_method(render):
     ) in render([HELLO], tools=[tool])
 
 
+def test_results_of_tools_may_hold_media(render):
+    parts = [{"type": "text", "text": "see"}, {"type": "image", "image": "x"}]
+    text = render([HELLO, {"role": "tool", "content": parts}])
+    shown = "see<|vision_start|><|image_pad|><|vision_end|>"
+    assert f"<tool_response>\n{shown}\n</tool_response>" in text
+
+
 def test_a_leading_tool_message_has_no_header(render):
     text = render([{"role": "system", "content": "S"}, {"role": "tool", "content": "r"}])
     assert text == (
