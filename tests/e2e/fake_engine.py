@@ -7,7 +7,8 @@ request; the full group has one page for each live request. Answers of seeds tha
 likeliest, then come those one above them.
 
 A prompt may also hold a script: token ids between <|fim_prefix|> and <|fim_suffix|>. The last one
-is then the answer, token for token, in steps of `seed` tokens (1 without a seed).
+is then the answer, token for token, in steps of `seed` tokens (1 without a seed). For APIs that
+have no seed top_k says the same as the seed.
 """
 
 import json
@@ -43,6 +44,11 @@ def answer(prompt, *, eos_id, special_ids, seed=0, max_tokens=None, ignore_eos=F
     if not ignore_eos and max_tokens > period:
         ids = [*ids[:period], eos_id]
     return ids
+
+
+def seed_of(params):
+    """0: none."""
+    return params.seed or max(params.top_k, 0)
 
 
 def script(prompt, marks):
@@ -87,7 +93,7 @@ class FakeCore:
             raise QueueFullError("the queue is full; try again later")
         if len(prompt) >= self.max_model_len:
             raise ContextLengthError("too long", param="prompt")
-        if params.seed == 666:
+        if seed_of(params) == 666:
             raise RequestError("this engine refuses the seed 666", param="seed")
         room = self.max_model_len - len(prompt)
         max_tokens = min(params.max_tokens or room, room)
@@ -103,7 +109,7 @@ class FakeCore:
                 max_tokens=max_tokens,
                 ignore_eos=params.ignore_eos,
             )
-        step = 1 if scripted is None else params.seed or 1
+        step = 1 if scripted is None else seed_of(params) or 1
         cached = (len(prompt) - 1) // 16 * 16 if tuple(prompt) in self.seen else 0
         self.seen.add(tuple(prompt))
         self.query_tokens += len(prompt)
@@ -122,9 +128,9 @@ class FakeCore:
 
     def _advance(self, one):
         params = one.request.params
-        if params.seed == 13:
+        if seed_of(params) == 13:
             raise ArithmeticError("seed 13 breaks this engine")
-        if params.seed == 14:
+        if seed_of(params) == 14:
             del self.live[one.request.request_id]
             return TokenOutput(
                 request_id=one.request.request_id,

@@ -6,6 +6,7 @@ import socket
 import threading
 from contextlib import contextmanager
 
+import anthropic
 import httpx
 import openai
 import uvicorn
@@ -119,6 +120,11 @@ class ServerThread:
     @contextmanager
     def openai(self):
         with openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0) as client:
+            yield client
+
+    @contextmanager
+    def anthropic(self):
+        with anthropic.Anthropic(base_url=self.url, api_key="none", max_retries=0) as client:
             yield client
 
     def async_openai(self):

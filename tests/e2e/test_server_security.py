@@ -49,8 +49,9 @@ def error_of(path, response):
     """The error, if it has the shape of its endpoint's API, and nothing else."""
     body = response.json()
     if path.startswith("/v1/messages"):
-        assert set(body) == {"type", "error"}
+        assert set(body) == {"type", "error", "request_id"}
         assert body["type"] == "error"
+        assert body["request_id"] == response.headers["request-id"]
         assert set(body["error"]) == {"type", "message"}
     else:
         assert set(body) == {"error"}

@@ -18,6 +18,7 @@ from mimo_engine.config.transcription import TranscriptionConfig
 from mimo_engine.engine.client import AsyncEngineClient
 from mimo_engine.multimodal.processor import MediaProcessor
 from mimo_engine.server.admin import admin_router
+from mimo_engine.server.anthropic.routes import messages_router
 from mimo_engine.server.body_limits import BodyLimits
 from mimo_engine.server.chat import chat_router
 from mimo_engine.server.completions import completions_router
@@ -80,6 +81,7 @@ def create_app(
     app.include_router(completions_router(context))
     app.include_router(chat_router(context))
     app.include_router(responses_router(context, responses or ResponsesConfig()))
+    app.include_router(messages_router(context))
     app.include_router(transcriptions_router(context))
     app.include_router(admin_router(context))
     app.include_router(playground_router())

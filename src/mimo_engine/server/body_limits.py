@@ -36,7 +36,7 @@ class BodyLimits:
         headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length[:20]) > self._max_bytes:
-            await error_response(self._too_large(), scope["path"])(scope, receive, send)
+            await error_response(self._too_large(), scope)(scope, receive, send)
             return
         # What is no upload may be JSON, whatever it says it is.
         is_upload = headers.get(b"content-type", b"").lower().startswith(b"multipart/")

@@ -1,20 +1,22 @@
 """Every failure of a request in the shape that clients of its endpoint expect.
 
 OpenAI's is {"error": {message, type, param, code}}. Paths under /v1/messages are Anthropic's:
-{"type": "error", "error": {type, message}}. The same body goes out as an HTTP answer and, once a
-stream has begun, as an event of the stream.
+{"type": "error", "error": {type, message}, "request_id"}. The same body goes out as an HTTP answer
+and, once a stream has begun, as an event of the stream.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import Scope
 
 from mimo_engine.errors import (
     ContextLengthError,
@@ -35,6 +37,8 @@ __all__ = [
     "error_body",
     "error_response",
     "is_anthropic",
+    "openai_error",
+    "request_id",
 ]
 
 MAX_MESSAGE_CHARS = 2000
@@ -97,24 +101,37 @@ def is_anthropic(path: str) -> bool:
     return path == "/v1/messages" or path.startswith("/v1/messages/")
 
 
-def error_body(error: Exception, path: str) -> dict[str, Any]:
-    """What goes over the wire for `error` in a stream that answers a request to `path`."""
-    return _body(_problem(error), path)
+def request_id(scope: Scope) -> str:
+    """The name of a request in headers and errors of Anthropic's API."""
+    return scope.setdefault("state", {}).setdefault("request_id", f"req_{uuid4().hex}")
 
 
-def error_response(error: Exception, path: str) -> Response:
+def openai_error(error: Exception) -> dict[str, Any]:
+    """`error` as OpenAI's clients know it: message, type, param and code."""
+    return _openai_error(_problem(error))
+
+
+def error_body(error: Exception, scope: Scope) -> dict[str, Any]:
+    """What goes over the wire for `error` in a stream that answers the request in `scope`."""
+    return _body(_problem(error), scope)
+
+
+def error_response(error: Exception, scope: Scope) -> Response:
     problem = _problem(error)
+    headers = dict(getattr(error, "headers", None) or {})
+    if is_anthropic(scope["path"]):
+        headers["request-id"] = request_id(scope)
     return Response(
-        msgspec.json.encode(_body(problem, path)),
-        status_code=_status(problem, path),
+        msgspec.json.encode(_body(problem, scope)),
+        status_code=_status(problem, scope["path"]),
         media_type="application/json",
-        headers=getattr(error, "headers", None),
+        headers=headers,
     )
 
 
 def add_error_handlers(app: FastAPI) -> None:
     async def handle(request: Request, error: Exception) -> Response:
-        return error_response(error, request.scope["path"])
+        return error_response(error, request.scope)
 
     async def handle_disconnect(_request: Request, _error: Exception) -> Response:
         # Nobody reads it; 499 is what proxies log for a client that left.
@@ -130,15 +147,23 @@ def _status(problem: _Problem, path: str) -> int:
     return OVERLOADED if is_full and is_anthropic(path) else problem.status
 
 
-def _body(problem: _Problem, path: str) -> dict[str, Any]:
-    message, param = _sendable(problem.message), problem.param and _sendable(problem.param)
-    if is_anthropic(path):
-        status = _status(problem, path)
-        kind = "api_error" if status >= 500 else "invalid_request_error"
-        kind = _ANTHROPIC_TYPES.get(status, kind)
-        return {"type": "error", "error": {"type": kind, "message": message}}
-    error = {"message": message, "type": problem.type, "param": param, "code": problem.code}
-    return {"error": error}
+def _body(problem: _Problem, scope: Scope) -> dict[str, Any]:
+    if not is_anthropic(scope["path"]):
+        return {"error": _openai_error(problem)}
+    status = _status(problem, scope["path"])
+    kind = "api_error" if status >= 500 else "invalid_request_error"
+    kind = _ANTHROPIC_TYPES.get(status, kind)
+    error = {"type": kind, "message": _sendable(problem.message)}
+    return {"type": "error", "error": error, "request_id": request_id(scope)}
+
+
+def _openai_error(problem: _Problem) -> dict[str, Any]:
+    return {
+        "message": _sendable(problem.message),
+        "type": problem.type,
+        "param": problem.param and _sendable(problem.param),
+        "code": problem.code,
+    }
 
 
 def _sendable(text: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI
 
+from mimo_engine.server.anthropic.objects import InputTokens, Message
 from mimo_engine.server.errors import OVERLOADED, is_anthropic
 from mimo_engine.server.objects import ChatCompletion, Completion, ModelCard
 from mimo_engine.server.responses.objects import Response
@@ -23,6 +24,8 @@ _ANSWERS: Mapping[str, type] = {
     "/v1/audio/transcriptions": Transcription,
     "/v1/chat/completions": ChatCompletion,
     "/v1/completions": Completion,
+    "/v1/messages": Message,
+    "/v1/messages/count_tokens": InputTokens,
     "/v1/models/{name}": ModelCard,
     "/v1/responses": Response,
 }
@@ -97,4 +100,6 @@ def _object(**properties: Any) -> dict[str, Any]:
 
 
 _ERROR = _object(error=_object(message=_TEXT, type=_TEXT, param=_TEXT_OR_NULL, code=_TEXT_OR_NULL))
-_ANTHROPIC_ERROR = _object(type={"const": "error"}, error=_object(type=_TEXT, message=_TEXT))
+_ANTHROPIC_ERROR = _object(
+    type={"const": "error"}, error=_object(type=_TEXT, message=_TEXT), request_id=_TEXT
+)

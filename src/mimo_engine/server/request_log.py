@@ -48,7 +48,7 @@ class Failures:
             logger.error("%s failed: %s", _shown(scope), describe_failure(error))
             # An answer that has begun stays without its end, which closes the connection.
             if not has_started:
-                await error_response(error, scope["path"])(scope, receive, send)
+                await error_response(error, scope)(scope, receive, send)
 
 
 class RequestLog:

@@ -26,7 +26,13 @@ from mimo_engine.errors import RequestError
 from mimo_engine.server.body_limits import MAX_JSON_VALUES
 from mimo_engine.server.formats import FORMAT_FIELDS, answer_format
 
-__all__ = ["CompletionRequest", "DetokenizeRequest", "RequestModel", "SamplingRequest"]
+__all__ = [
+    "CompletionRequest",
+    "DetokenizeRequest",
+    "RequestModel",
+    "SamplingRequest",
+    "check_sizes",
+]
 
 IGNORED = frozenset(
     {
@@ -94,11 +100,12 @@ class RequestModel(BaseModel):
                 raise RequestError(f"unknown field {name!r}: remove it", param=name)
             if value is not None and value not in cls.not_served[name]:
                 raise RequestError(f"{name} is not supported yet: remove it", param=name)
-        _check_sizes(data)
+        check_sizes(data)
         return data
 
 
-def _check_sizes(data: Mapping[str, Any]) -> None:
+def check_sizes(data: Mapping[str, Any]) -> None:
+    """RequestError: a field of a request has too many entries."""
     for name, value in data.items():
         most = MAX_ENTRIES.get(name, MAX_OTHER_ENTRIES)
         if isinstance(value, list | dict) and len(value) > most:

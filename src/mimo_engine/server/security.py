@@ -178,7 +178,7 @@ async def _refuse(error: RefusedError, scope: Scope, receive: Receive, send: Sen
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008})
         return
-    await error_response(error, scope["path"])(scope, receive, send)
+    await error_response(error, scope)(scope, receive, send)
 
 
 def _given_keys(scope: Scope) -> list[bytes]:

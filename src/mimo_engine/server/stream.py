@@ -54,29 +54,43 @@ async def _until_gone(receive: Receive) -> None:
         pass
 
 
-async def stream_events(request: Request, chunks: AsyncGenerator[msgspec.Struct]) -> Response:
+async def stream_events(
+    request: Request, chunks: AsyncGenerator[msgspec.Struct], *, named: bool = False
+) -> Response:
     """`chunks` as an event stream. It begins with the first of them, so that a request that fails
-    before is answered with an ordinary HTTP status."""
+    before is answered with an ordinary HTTP status.
+
+    `named`: events have their struct's tag as their name, and the last of them is the end; without
+    it they have no names, and [DONE] is the end.
+    """
     first = await while_connected(request.receive, anext(chunks))
-    return EventStream(_events(first, chunks, request.scope["path"]))
+    return EventStream(_events(first, chunks, request.scope, named))
 
 
 async def _events(
-    first: msgspec.Struct, chunks: AsyncGenerator[msgspec.Struct], path: str
+    first: msgspec.Struct, chunks: AsyncGenerator[msgspec.Struct], scope: Scope, named: bool
 ) -> AsyncGenerator[bytes]:
     async with aclosing(chunks):
-        yield _event(first)
+        yield _event(first, named)
         try:
             async for chunk in chunks:
-                yield _event(chunk)
+                yield _event(chunk, named)
         except Exception as error:
             if not isinstance(error, MimoError):
                 logger.error("a stream failed: %s", describe_failure(error))
-            yield _event(error_body(error, path))
-    yield b"data: [DONE]\n\n"
+            data = _data(error_body(error, scope))
+            yield b"event: error\n" + data if named else data
+    if not named:
+        yield b"data: [DONE]\n\n"
 
 
-def _event(content: Any) -> bytes:
+def _event(chunk: msgspec.Struct, named: bool) -> bytes:
+    if not named:
+        return _data(chunk)
+    return f"event: {chunk.__struct_config__.tag}\n".encode() + _data(chunk)
+
+
+def _data(content: Any) -> bytes:
     return b"data: " + msgspec.json.encode(content) + b"\n\n"
 
 

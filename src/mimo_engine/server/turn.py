@@ -17,7 +17,7 @@ from starlette.types import Receive
 from mimo_engine.chat.stream_parser import StreamParser, Thinking, thinking_after
 from mimo_engine.chat.tools import ToolSchema, tool_schemas
 from mimo_engine.config.sampling import GrammarSpec, SamplingParams, ThinkingSpec
-from mimo_engine.errors import RequestError
+from mimo_engine.errors import ContextLengthError, RequestError
 from mimo_engine.grammar.tool_grammar import tool_grammar
 from mimo_engine.messages import TokenLogprobs
 from mimo_engine.multimodal.processor import MultimodalProcessorOutput
@@ -49,16 +49,28 @@ class Turn:
     """The answers to one conversation while they grow: n choices, each parsed as it comes."""
 
     @classmethod
-    async def start(cls, body: ChatRequest, context: ServerContext, receive: Receive) -> Turn:
+    async def start(
+        cls,
+        body: ChatRequest,
+        context: ServerContext,
+        receive: Receive,
+        *,
+        cuts_at_context: bool = False,
+    ) -> Turn:
         """Check and render `body`, fetch its media, compile its grammar. Nothing is generated yet.
 
-        RequestError and its kin: what cannot be served, before anything is started.
-        ClientDisconnect: the client left (`receive` is its request's).
+        `cuts_at_context`: where max_tokens is more than the context has room for, the answer may
+        have that room, and it is no error. RequestError and its kin: what cannot be served, before
+        anything is started. ClientDisconnect: the client left (`receive` is its request's).
         """
         context.check_model(body.model)
         # Media may take a while: nothing is fetched or decoded for a client that has gone.
         prompt = await while_connected(receive, conversation_prompt(body, context))
         task = _prepare(body, context, prompt)
+        if cuts_at_context:
+            room = _room(context, len(prompt.token_ids))
+            max_tokens = min(room, task.params.max_tokens or room)
+            task = replace(task, params=replace(task.params, max_tokens=max_tokens))
         if task.params.grammar is not None:
             await context.check_grammar(task.grammar_field, task.params.grammar)
         return cls(body, task, context, prompt)
@@ -129,6 +141,17 @@ class Turn:
             logprobs=update.logprobs,
             has_ended=output.finish_reason is not None,
         )
+
+
+def _room(context: ServerContext, prompt_len: int) -> int:
+    """Tokens that an answer may have; at least one, or ContextLengthError."""
+    max_model_len = context.client.info.max_model_len
+    if prompt_len >= max_model_len:
+        # In the words by which agents know that they must shorten the conversation.
+        raise ContextLengthError(
+            f"prompt is too long: {prompt_len} tokens > {max_model_len - 1} maximum", param="prompt"
+        )
+    return max_model_len - prompt_len
 
 
 def _answer(body: ChatRequest, task: _Task, context: ServerContext) -> Answer:

@@ -16,7 +16,7 @@ import msgspec
 from starlette.types import Receive
 
 from mimo_engine.errors import MimoError, RequestError
-from mimo_engine.server.errors import PreviousResponseNotFoundError, error_body
+from mimo_engine.server.errors import PreviousResponseNotFoundError, openai_error
 from mimo_engine.server.generation import ServerContext
 from mimo_engine.server.responses.echo import opening
 from mimo_engine.server.responses.input_items import as_json, input_items
@@ -45,7 +45,6 @@ __all__ = ["ResponseRun"]
 
 logger = logging.getLogger(__name__)
 
-PATH = "/v1/responses"
 
 _INCOMPLETE_REASONS = {"length": "max_output_tokens"}
 """By finish reason; what OpenAI has no name for keeps its own."""
@@ -192,7 +191,7 @@ class ResponseRun:
 
     def _failure(self, error: Exception) -> list[Event]:
         """What a client that waits for either of two events finds."""
-        problem = error_body(error, PATH)["error"]
+        problem = openai_error(error)
         code = "invalid_prompt" if isinstance(error, RequestError) else "server_error"
         response = msgspec.structs.replace(
             self._response,
