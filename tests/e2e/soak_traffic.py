@@ -15,8 +15,6 @@ RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
 MODEL = "demo"
 MAX_TOKENS = 24
-NOT_SERVED = (MESSAGES,)
-"""Endpoints that the server does not have yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +57,6 @@ class Traffic:
         return next((p["audio_url"]["url"] for p in content if p["type"] == "audio_url"), None)
 
     def next(self):
-        while True:
-            ask = self._any()
-            if ask.path not in NOT_SERVED and not ask.path.startswith("/v1/mess"):
-                return ask
-
-    def _any(self):
         draw = self._rng.choices(
             (
                 self._chat,
