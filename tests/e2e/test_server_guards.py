@@ -100,6 +100,13 @@ def test_a_loop_is_reported_once_without_its_text_and_goes_on(reporting, path, c
     assert "wait" not in caplog.text
 
 
+def test_to_anthropics_clients_a_stopped_loop_is_an_answer_that_was_cut(stopping):
+    body = body_of(CHAT, LOOP, model=MODEL, max_tokens=4000)
+    message = stopping.post("/v1/messages", body).json()
+    assert message["stop_reason"] == "max_tokens"
+    assert message["usage"]["output_tokens"] == loop_of(stopping)[1]
+
+
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 @pytest.mark.parametrize("step", [1, 2, 5, 50])
 def test_a_stopped_loop_ends_at_its_token_however_many_come_at_once(stopping, path, step):
