@@ -166,6 +166,13 @@ def test_a_loop_in_a_thought_or_after_a_call_says_why_it_ended(stopping):
     assert len(choice["message"]["tool_calls"]) == 1
 
 
+def test_a_response_is_incomplete_for_that_reason(stopping):
+    response = stopping.post("/v1/responses", {"input": "Go." + scripted(LOOP)}).json()
+    assert response["status"] == "incomplete"
+    assert response["incomplete_details"] == {"reason": "repetition_truncation"}
+    assert response["usage"]["output_tokens"] == loop_of(stopping)[1]
+
+
 def test_switched_off_it_does_nothing(serve):
     with serve(loop_guard="off") as server:
         choice = ask(server, TEXT, LOOP, max_tokens=4000)["choices"][0]
