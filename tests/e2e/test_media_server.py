@@ -185,6 +185,38 @@ def test_everything_at_once_streams(server):
     assert chunks[-1].usage.prompt_tokens == whole.usage.prompt_tokens
 
 
+def test_responses_see_and_hear_what_chat_does_in_results_of_tools_too(server):
+    image, video = make_image(gradient(160, 128)), make_video(frames(8), fps=4, sound=tone(2.0))
+    sound = input_audio_part(make_audio(tone(1.0)), "wav")
+    call = {"name": "look", "arguments": "{}"}
+    chat = ask(
+        server,
+        user(video_part(video, fps=1), sound, "Look."),
+        {"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "function": call}]},
+        {"role": "tool", "tool_call_id": "a", "content": [image_part(image)]},
+    )
+    picture = {"type": "input_image", "image_url": data_uri(image, "image/png"), "detail": "auto"}
+    film = {"type": "input_video", "video_url": data_uri(video, "video/mp4"), "fps": 1}
+    items = [
+        {"role": "user", "content": [film, sound, {"type": "input_text", "text": "Look."}]},
+        {"type": "function_call", "call_id": "a", **call},
+        {"type": "function_call_output", "call_id": "a", "output": [picture]},
+    ]
+    body = {"input": items, "temperature": 0.0, "max_output_tokens": 4}
+    response = server.post("/v1/responses", body)
+    assert response.status_code == 200, response.text
+    usage = response.json()["usage"]
+    assert usage["input_tokens"] == chat.usage.prompt_tokens
+    details = usage["input_tokens_details"]
+    seen = tuple(details[f"{kind}_tokens"] for kind in ("image", "video", "audio"))
+    assert seen == media_tokens(chat)
+    assert all(seen)
+    # The next turn has them again.
+    body = {"input": "And?", "previous_response_id": response.json()["id"], "max_output_tokens": 1}
+    details = server.post("/v1/responses", body).json()["usage"]["input_tokens_details"]
+    assert (details["image_tokens"], details["video_tokens"]) == seen[:2]
+
+
 def test_n_answers_about_one_picture_encode_it_once(server):
     picture = make_image(np.roll(gradient(192, 160), 7, axis=0))
     before = server.metric("mimo_engine_encoded_media_tokens_total")

@@ -313,6 +313,8 @@ BAD = [
     ({"input": "x", "temperature": -1}, "temperature"),
     ({"input": "x", "stream_options": {}}, "stream_options"),
     ({"input": "x", "metadata": {"a": "b" * 513}}, "metadata"),
+    ({"input": "x", "user": "half a pair: \ud800"}, "user"),
+    ({"input": "half a pair: \ud800"}, "input"),
     ({"input": "x", "reasoning": {"effort": "much"}}, "reasoning.effort"),
     ({"input": "x", "reasoning": {"summary": "detailed"}}, "reasoning.summary"),
     ({"input": "x", "text": {"verbosity": "low"}}, "text.verbosity"),

@@ -176,12 +176,6 @@ class Event(msgspec.Struct, kw_only=True, tag_field="type"):
 
     sequence_number: int = -1
 
-    @property
-    def event_name(self) -> str:
-        tag = self.__struct_config__.tag
-        assert isinstance(tag, str)
-        return tag
-
 
 class _ResponseEvent(Event, kw_only=True):
     response: Response

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Annotated, Literal
 
-import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
 from mimo_engine.config.engine import ResponsesConfig
@@ -14,11 +11,10 @@ from mimo_engine.errors import RequestError
 from mimo_engine.server.errors import ResponseNotFoundError
 from mimo_engine.server.generation import ServerContext
 from mimo_engine.server.responses.input_items import items_before, listed
-from mimo_engine.server.responses.objects import Event
 from mimo_engine.server.responses.run import ResponseRun
 from mimo_engine.server.responses.schemas import ResponsesRequest
 from mimo_engine.server.responses.store import KeptResponse, ResponseStore
-from mimo_engine.server.stream import EventStream, json_response, while_connected
+from mimo_engine.server.stream import json_response, stream_events, while_connected
 
 __all__ = ["responses_router"]
 
@@ -31,7 +27,7 @@ def responses_router(context: ServerContext, config: ResponsesConfig) -> APIRout
     async def create(body: ResponsesRequest, request: Request) -> Response:
         run = await ResponseRun.start(body, context, store, request.receive)
         if body.stream:
-            return await _stream(request, run.events())
+            return await stream_events(request, run.events(), named=True)
         return _json(await while_connected(request.receive, run.whole()))
 
     @router.get("/v1/responses/{response_id}")
@@ -88,21 +84,3 @@ def _not_found(response_id: str) -> ResponseNotFoundError:
         f"Response with id {response_id!r:.80} not found: this server keeps responses while there "
         "is room (--response-store, --response-store-mib), and none whose store was false"
     )
-
-
-async def _stream(request: Request, events: AsyncGenerator[Event]) -> Response:
-    """It begins with the first event, so that a request that fails before is answered with an
-    ordinary HTTP status."""
-    first = await while_connected(request.receive, anext(events))
-    return EventStream(_encoded(first, events))
-
-
-async def _encoded(first: Event, events: AsyncGenerator[Event]) -> AsyncGenerator[bytes]:
-    async with aclosing(events):
-        yield _named(first)
-        async for event in events:
-            yield _named(event)
-
-
-def _named(event: Event) -> bytes:
-    return b"event: %b\ndata: %b\n\n" % (event.event_name.encode(), msgspec.json.encode(event))

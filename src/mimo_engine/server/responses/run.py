@@ -64,7 +64,7 @@ class ResponseRun:
         keeps = _keeps(body, store)
         response = opening(body, context, keeps=keeps)
         # What is sent back and kept must be JSON again: better said now than after the answer.
-        for name in ("tools", "tool_choice", "text"):
+        for name in response.__struct_fields__:
             as_json(getattr(response, name), name)
         input_json = as_json(items, "input") if keeps else b""
         chat = chat_request(body, transcript)

@@ -140,15 +140,7 @@ class Transcript:
         known = ("type", "id", "status", "call_id", "output", "name")
         _check_keys(item, where, known)
         call_id = _string(item, "call_id", where)
-        output = item.get("output")
-        if not isinstance(output, str):
-            output = [
-                {
-                    "type": "text",
-                    "text": _text_of(part, f"{where}.output[{i}]", ("input_text", "output_text")),
-                }
-                for i, part in enumerate(_parts(output, f"{where}.output"))
-            ]
+        output = _content(item.get("output"), f"{where}.output")
         self._begin({"role": "tool", "tool_call_id": call_id, "content": output}, where)
 
 
