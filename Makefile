@@ -5,12 +5,17 @@ TORCH ?= torch==2.13.0
 # Installed where torch's build brings none; and the one whose code for GPUs is read.
 TRITON ?= triton==3.9.0; platform_system == "Linux"
 SASS_TRITON ?= triton==3.6.0
+# Gives up soon where there is no network.
+APT := -q -o Acquire::Retries=1 -o Acquire::http::Timeout=15
+# Written by test-browser.
+SCREENSHOT ?= docs/playground.png
 PORT ?= 8000
 ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BROWSER_STAMP := $(VENV)/.installed-browser
 SASS_VENV := .venv-sass
 SASS_STAMP := $(SASS_VENV)/.installed
 SOURCES := src tests tools
@@ -34,7 +39,8 @@ video/motion=0.8,video/order=0.8,video/flashes=0.7,video/first=0.6,video/agree=1
 audio/pitch=0.6,audio/beeps=0.8,audio/spoken_words=0.9
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve demo test prove lint format bench test-gpu check-sass clean
+.PHONY: help install serve demo test prove lint format bench test-gpu browser test-browser \
+	check-sass clean
 
 help:
 	@echo "make install    set up $(VENV)"
@@ -46,6 +52,7 @@ help:
 	@echo "make format     let ruff rewrite what it can"
 	@echo "make bench      time the engine's own work"
 	@echo "make test-gpu   the tests that need a GPU"
+	@echo "make test-browser the playground in Chromium, and its picture for the README"
 	@echo "make check-sass the kernels' machine code for Hopper, without a GPU (ARGS=parts of names)"
 	@echo "make clean      remove $(VENV), $(SASS_VENV) and .cache"
 
@@ -83,6 +90,25 @@ prove: $(STAMP)
 
 test-gpu: $(STAMP)
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest -q tests/gpu tests/kernels $(ARGS)
+
+# As root on Debian Chromium is installed too; elsewhere that is for whoever owns the machine.
+browser: $(BROWSER_STAMP)
+	@if { command -v chromedriver && { command -v chromium || command -v chromium-browser || command -v google-chrome; }; } >/dev/null; then \
+		:; \
+	elif command -v apt-get >/dev/null && test "$$(id -u)" = 0; then \
+		apt-get $(APT) update && \
+		DEBIAN_FRONTEND=noninteractive apt-get $(APT) install --yes --no-install-recommends chromium chromium-driver; \
+	else \
+		echo "Chromium and chromedriver are needed on the PATH. On Debian: apt-get install chromium chromium-driver" >&2; \
+		exit 1; \
+	fi
+
+$(BROWSER_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet -e '.[browser]'
+	@touch $@
+
+test-browser: browser
+	$(BIN)/python -m pytest -q tests/browser --screenshot $(SCREENSHOT) $(ARGS)
 
 # An environment of its own: the tests' Triton is another, and nothing else of ours is needed.
 $(SASS_STAMP): Makefile
