@@ -158,7 +158,8 @@ class DecodeGraphs:
 
     def _follows(self, row: StepRow, depth: int) -> bool:
         """Whether the draft layers are to go on where a step of this depth would have left off."""
-        return row.start - row.draft_start < max(1, depth) and not (
+        num_back = max(1, depth) if self._recomputes else 1
+        return row.start - row.draft_start < num_back and not (
             self._drafter is None or self._drafter.samples_drafts
         )
 
@@ -166,9 +167,16 @@ class DecodeGraphs:
     def launch(self, plan: StepPlan) -> PendingStep:
         """Of a plan that `takes` accepts and whose pages are entered."""
         states = [self._inputs.state(row.slot) for row in plan.rows]
-        self._send([own for own in zip(plan.rows, states, strict=True) if not own[1].on_device])
+        depth = _depth(plan)
+        own = list(zip(plan.rows, states, strict=True))
+        # Draft layers of another depth, or none of a row's own, would have left other bounds there.
+        stale = [one for one in own if one[1].depth_on_device != depth]
+        assert not (stale and plan.is_ahead), "the host does not know yet where those rows are"
+        self._send(stale)
+        for row, state in own:
+            state.depth_on_device = depth if row.num_proposals == depth else None
         size = self._sizes[bisect_left(self._sizes, len(plan.rows))]
-        graph = self._graph(size, _depth(plan))
+        graph = self._graph(size, depth)
         members = [(row.slot + 1, row.num_drafts) for row in plan.rows]
         members += [(0, 0)] * (size - len(members))
         if members != graph.members:
@@ -212,15 +220,17 @@ class DecodeGraphs:
             for position in range(first, known):
                 recent[position % RECENT] = state.token_ids[position]
             drafts = (state.drafts + [0] * self._max_depth)[: max(1, self._max_depth)] or [0]
+            # A row without drafts to make has a place in the pass of others, and leaves nothing.
+            bounds = (row.draft_start, row.draft_visible_from)
+            bounds = bounds if row.num_proposals else (self._max_len, self._max_len)
             whole.append(
                 (
                     *(row.slot + 1, state.token_ids[-1], known - 1),
                     *(known - state.num_prompt_tokens, seed, params.top_k),
-                    *(row.draft_start, row.draft_visible_from, *recent, *drafts),
+                    *(*bounds, *recent, *drafts),
                 )
             )
             parts.append((params.temperature, params.top_p, params.min_p))
-            state.on_device = True
         own = _pinned(whole, torch.int64).to(self._device, non_blocking=True).T
         floats = _pinned(parts, torch.float32).to(self._device, non_blocking=True).T
         slots, state = own[0], self._state

@@ -51,8 +51,9 @@ class SlotState:
     """Guesses of the tokens that follow."""
     draft_proposals: list[torch.Tensor] = field(default_factory=list)
     """[V] each, what the drafts were drawn from; empty: each is the likeliest of its layer."""
-    on_device: bool = False
-    """Whether the device knows the last token and what comes with it (graphs.py)."""
+    depth_on_device: int | None = None
+    """The device knows the last token and what comes with it, as a captured step of this depth left
+    them, with all its drafts (graphs.py); None: it does not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -260,7 +260,7 @@ class Runner:
             if not tokens:
                 continue
             state.token_ids += tokens
-            state.on_device = False
+            state.depth_on_device = None
             state.drafts = []
             state.draft_proposals = []
             if row.num_proposals:

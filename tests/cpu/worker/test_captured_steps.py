@@ -1,6 +1,7 @@
 """Captured steps without a GPU: what would be replayed is run, by the operators' definitions."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -79,17 +80,28 @@ def on_a_cpu(monkeypatch):
     monkeypatch.setattr(graphs.DecodeGraphs, "capture", lambda _: None)
 
 
-def texts(path, num_drafts, params):
+def engine(path, num_drafts):
     drafts = SpeculativeConfig(speculative="off")
     if num_drafts:
         drafts = SpeculativeConfig(speculative="mtp", max_draft_tokens=num_drafts)
-    llm = LLM(
+    return LLM(
         path,
         device="cpu",
         cache=CacheConfig(kv_cache_gib=0.25),
         scheduler=SchedulerConfig(max_num_seqs=3, max_num_batched_tokens=48),
         speculative=drafts,
     )
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("captured") / "model")
+    assert main(["random-checkpoint", path]) == 0
+    return path
+
+
+def texts(path, num_drafts, params):
+    llm = engine(path, num_drafts)
     prompts = [[7 * i % 50 + 1, *range(3, 3 + 13 * i)] for i in range(1, 6)]
     own = [replace(params, seed=i, max_tokens=10 + 7 * i) for i in range(5)]
     outputs = llm.generate(prompts, own)
@@ -99,12 +111,44 @@ def texts(path, num_drafts, params):
 
 @pytest.mark.parametrize("num_drafts", [0, 3])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_texts_are_those_of_steps_run_piece_by_piece(num_drafts, temperature, tmp_path, request):
-    path = str(tmp_path / "model")
-    assert main(["random-checkpoint", path]) == 0
+def test_texts_are_those_of_steps_run_piece_by_piece(num_drafts, temperature, path, request):
     params = SamplingParams(temperature=temperature, ignore_eos=True)
     expected = texts(path, 0, params)
     request.getfixturevalue("on_a_cpu")
     before = Replay.num_replays
     assert texts(path, num_drafts, params) == expected
     assert Replay.num_replays > before + 20
+
+
+def published(llm):
+    """K and V of draft layers, by page that the prefix cache offers with its draft rows."""
+    cache, runner = llm.core._scheduler._cache, llm.core.executor.worker.runner
+    size = cache.layout.page_size
+    return {
+        entry.sliding_page: [
+            pool[entry.sliding_page * size : (entry.sliding_page + 1) * size].clone()
+            for layer in runner._drafter.caches
+            for pool in (layer.k, layer.v)
+        ]
+        for entry in cache._prefix.entries()
+        if entry.sliding_page is not None and entry.drafted
+    }
+
+
+def test_draft_rows_of_shared_pages_stay_as_they_are(path, on_a_cpu):
+    llm = engine(path, 3)
+    prompt = [i % 40 + 3 for i in range(48)]
+    greedy = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=12)
+    [first] = llm.generate([prompt], greedy)
+    before = published(llm)
+    assert before
+    text = prompt + first.token_ids
+    # One that hits and is about to end, beside one that keeps the draft layers running.
+    for cut, max_tokens in product((49, 50, 51), (2, 3, 4)):
+        ends = replace(greedy, max_tokens=max_tokens)
+        outputs = llm.generate([[5] * 9, text[:cut]], [greedy, ends])
+        assert outputs[1].num_cached_tokens >= 32
+        after = published(llm)
+        for page, pools in before.items():
+            assert all(map(torch.equal, pools, after[page]))
+    llm.close()
