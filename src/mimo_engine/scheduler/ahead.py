@@ -51,7 +51,6 @@ def _is_foreseen(request: Request, row: StepRow) -> bool:
 def _next_row(request: Request, before: StepRow, cache: CacheManager) -> StepRow:
     assert request.pages is not None
     full, sliding = cache.take_new_pages(request.pages)
-    request.num_in_flight += 1
     return StepRow(
         slot=before.slot,
         start=before.start + 1,

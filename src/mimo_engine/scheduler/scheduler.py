@@ -212,8 +212,15 @@ class Scheduler:
         plan = StepPlan(
             admissions=tuple(admissions), rows=tuple(rows), forget=forget, encode=encode
         )
-        self._flights.append(_Flight(plan, requests))
+        self._keep(_Flight(plan, requests))
         return plan
+
+    def _keep(self, flight: _Flight) -> None:
+        """It is in flight from now on, and so are its rows: `apply` and `discard` will count them
+        off again."""
+        self._flights.append(flight)
+        for request in flight.requests:
+            request.num_in_flight += 1
 
     def plan_ahead(self) -> StepPlan | None:
         """The step after the one in flight, before its result is known; None where what comes
@@ -235,7 +242,7 @@ class Scheduler:
             return None
         plan = plan_after(flight.plan, flight.requests, self._cache)
         if plan is not None:
-            self._flights.append(_Flight(plan, flight.requests))
+            self._keep(_Flight(plan, flight.requests))
         return plan
 
     def apply(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
@@ -271,13 +278,15 @@ class Scheduler:
         return outputs
 
     def discard(self) -> None:
-        """A step failed and the results of all in flight are lost: their requests end without an
-        output."""
-        for request in dict.fromkeys(r for flight in self._flights for r in flight.requests):
-            self._forget(request)
-            self._release(request)
-        self._running = [request for request in self._running if request.pages is not None]
+        """A step failed, or was interrupted while it was planned or taken in: the results of all in
+        flight are lost. Requests that run end without an output, those that wait go on waiting."""
         self._flights.clear()
+        for request in self._running:
+            request.num_in_flight = 0
+            self._forget(request)
+            if request.pages is not None:
+                self._release(request)
+        self._running = []
 
     def stats(self) -> EngineStats:
         """A snapshot. Pages used are those of live requests; idle cached ones can be had."""
@@ -352,7 +361,6 @@ class Scheduler:
         assert pages is not None
         assert slot is not None
         full, sliding = self._cache.take_new_pages(pages)
-        request.num_in_flight += 1
         start = pages.num_computed
         end = start + chunk.num_tokens
         samples = chunk.is_last

@@ -81,3 +81,20 @@ def test_an_abort_of_a_request_with_two_rows_at_the_workers_waits_for_both():
     driver.apply(second, driver.worker.run(second))
     assert driver.scheduler.stats().full_pages_used == 0
     assert not driver.scheduler.has_work
+
+
+def test_an_interrupt_while_a_step_is_planned_ahead_leaves_no_request_in_flight(monkeypatch):
+    driver = Driver(CROWDED)
+    for prompt in ([1, 2, 3], [4, 5, 6]):
+        driver.add(prompt, {"max_tokens": 30, "ignore_eos": True})
+    driver.step()
+    driver.plan(0)
+    monkeypatch.setattr(driver.cache, "take_new_pages", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        driver.scheduler.plan_ahead()
+    driver.discard()
+    assert not driver.scheduler.has_work
+
+
+def interrupted(_pages):
+    raise KeyboardInterrupt

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
 from simulated_worker import EOS, VOCAB_SIZE, Luck, Setup, Worker, expected_output
 
 from mimo_engine.cache.groups import max_window_pages
-from mimo_engine.cache.manager import CacheManager
+from mimo_engine.cache.manager import CacheManager, SequencePages
+from mimo_engine.cache.pages import PageRun
 from mimo_engine.config.sampling import SamplingParams
 from mimo_engine.messages import NewRequest, TokenOutput
 from mimo_engine.scheduler.plan import StepPlan, StepResult, StepRow
@@ -106,6 +108,8 @@ class Driver:
                 self.step(abort_number=argument)
             elif operation == "lose":
                 self.lose(has_run=bool(argument))
+            elif operation == "interrupt":
+                self.interrupt(argument)
             else:
                 self.step()
         num_steps = 0
@@ -221,16 +225,32 @@ class Driver:
     def lose(self, *, has_run: bool) -> None:
         """A step whose result does not come, and that the worker has run or not."""
         plan = self.plan(self.next_depth())
-        if plan is None:
-            return
-        admitted = {admission.slot: admission for admission in plan.admissions}
-        for row in plan.rows:
-            seed = admitted[row.slot].sample_seed if row.slot in admitted else None
-            self.trace.lost.add(f"r{seed}" if seed is not None else self.request_of(row))
-        if has_run:
+        if plan is not None and has_run:
             self.worker.run(plan)
+        self.discard()
+
+    def interrupt(self, num_calls: int) -> None:
+        """Ctrl-C while a step is planned, when so many of its rows are there."""
+        places = iter(range(num_calls))
+        take_new_pages = self.cache.take_new_pages
+
+        def interrupted(pages: SequencePages) -> tuple[PageRun, PageRun]:
+            if next(places, None) is None:
+                raise KeyboardInterrupt
+            return take_new_pages(pages)
+
+        self.cache.take_new_pages = interrupted
+        with suppress(KeyboardInterrupt):
+            self.scheduler.plan(self.next_depth())
+        self.cache.take_new_pages = take_new_pages
+        self.discard()
+
+    def discard(self) -> None:
+        self.trace.lost |= {request.request_id for request in self.scheduler._running}
         self.scheduler.discard()
         self.cache.check()
+        stats = self.scheduler.stats()
+        assert stats.num_running == stats.full_pages_used == stats.sliding_pages_used == 0
 
     def request_of(self, row: StepRow) -> str:
         # A request's seed is its number.
@@ -381,7 +401,8 @@ def random_operations(
         elif draw < 0.9:
             trace_operations.append(("step", None))
         elif rng.random() < share_of_losses:
-            trace_operations.append(("lose", rng.randrange(2)))
+            kind = rng.choice(["lose", "interrupt"])
+            trace_operations.append((kind, rng.randrange(2)))
         else:
             kind = rng.choice(["abort", "abort in flight"])
             trace_operations.append((kind, rng.randrange(9)))
