@@ -261,6 +261,8 @@ class LLM:
         finally:
             for request_id in running:
                 self.core.abort(request_id)
+            # The step that was begun before the last token was known.
+            self.core.settle()
         return [output for output in outputs if output is not None]
 
     def _admit(self, pending: deque[_Running], running: dict[str, _Running]) -> None:

@@ -15,7 +15,8 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,8 @@ class EngineCore:
         self._info = info
         self._drafts = drafts
         self._flights: deque[_Flight] = deque()
+        self._depth: int | None = None
+        """Of the step that is launched next; None: not chosen yet."""
         self._last_result = 0.0
 
     @property
@@ -98,23 +101,42 @@ class EngineCore:
         Where the workers can, the step after it is under way when this returns: planned before this
         one's tokens were known, so that a GPU need not wait for the host.
         """
-        try:
+        with self._discarding():
             if not (self._flights or self._launch_next()):
                 return []
             if self._flights[-1].pending.is_under_way:
                 self._launch_ahead()
-            flight = self._flights.popleft()
-            result = flight.pending.result()
+            return self._take_in()
+
+    def settle(self) -> list[TokenOutput]:
+        """Take in the steps that are under way, and begin none: nothing is in flight after it."""
+        outputs: list[TokenOutput] = []
+        with self._discarding():
+            while self._flights:
+                outputs += self._take_in()
+        return outputs
+
+    @contextmanager
+    def _discarding(self) -> Iterator[None]:
+        """Ctrl-C in a notebook, say: what was under way is lost, the engine is not."""
+        try:
+            yield
         except BaseException:
-            # Ctrl-C in a notebook, say: what was under way is lost, the engine is not.
             self._flights.clear()
+            self._depth = None
             self._scheduler.discard()
             raise
+
+    def _take_in(self) -> list[TokenOutput]:
+        """Wait for the oldest step under way."""
+        flight = self._flights.popleft()
+        result = flight.pending.result()
         now = time.perf_counter()
         if self._drafts is not None:
             # Of steps in a row, each takes as long as it comes after the one before.
             seconds = now - max(flight.launched, self._last_result)
-            self._drafts.saw(flight.plan, result, flight.depth, seconds)
+            wanted = self._scheduler.wanted_rows()
+            self._drafts.saw(flight.plan, result, wanted, flight.depth, seconds)
         self._last_result = now
         return self._scheduler.apply(flight.plan, result)
 
@@ -122,24 +144,35 @@ class EngineCore:
         """Begin what comes next; False: there is nothing to do."""
         depth = self._choose_depth()
         plan = self._scheduler.plan(depth)
-        if plan is not None:
-            self._launch(plan, depth)
-        return plan is not None
+        if plan is None:
+            self._depth = None
+            return False
+        self._launch(plan, depth)
+        return True
 
     def _launch_ahead(self) -> None:
         """Begin the step after the one that is under way, if it can be foreseen."""
+        # Before a depth is chosen: each choice is for one step, and a step that is not planned now
+        # may have more requests.
+        if not self._scheduler.may_foresee:
+            return
         depth = self._choose_depth()
-        if len(self._flights) == 1 and depth == self._flights[0].depth:
+        if depth == self._flights[0].depth:
             plan = self._scheduler.plan_ahead()
             if plan is not None:
                 self._launch(plan, depth)
 
     def _launch(self, plan: StepPlan, depth: int) -> None:
+        self._depth = None
         launched = time.perf_counter()
         self._flights.append(_Flight(plan, depth, self.executor.launch(plan), launched))
 
     def _choose_depth(self) -> int:
-        return 0 if self._drafts is None else self._drafts.choose(self._scheduler.num_decoding)
+        """Once a step."""
+        if self._depth is None:
+            num_decoding = self._scheduler.num_decoding
+            self._depth = 0 if self._drafts is None else self._drafts.choose(num_decoding)
+        return self._depth
 
     def stats(self) -> EngineStats:
         stats = self._scheduler.stats()

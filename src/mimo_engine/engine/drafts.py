@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mimo_engine.cache.groups import CacheLayout
@@ -73,12 +73,20 @@ class DraftControl:
         """Of the next step. One that only computes prompts drafts as one request would."""
         return self._controller.choose(max(1, num_decoding))
 
-    def saw(self, plan: StepPlan, result: StepResult, depth: int, seconds: float) -> None:
-        """A step at `depth` is over."""
+    def saw(
+        self,
+        plan: StepPlan,
+        result: StepResult,
+        is_wanted: Sequence[bool],
+        depth: int,
+        seconds: float,
+    ) -> None:
+        """A step at `depth` is over. is_wanted: of each row, whether its request had not ended
+        before; of others the time counts, but not what was accepted."""
         is_steady = bool(plan.rows) and not (plan.encode or plan.admissions)
-        for row, done in zip(plan.rows, result.rows, strict=True):
+        for row, done, wanted in zip(plan.rows, result.rows, is_wanted, strict=True):
             is_steady &= row.num_rows == 1 + depth and row.num_proposals == depth
-            if row.num_drafts and done.token_ids:
+            if wanted and row.num_drafts and done.token_ids:
                 num_accepted = len(done.token_ids) - 1
                 self._num_verifications += 1
                 self._num_drafted += row.num_drafts

@@ -222,6 +222,19 @@ class Scheduler:
         for request in flight.requests:
             request.num_in_flight += 1
 
+    @property
+    def may_foresee(self) -> bool:
+        """Whether `plan_ahead` is worth asking: nothing else could begin with the step after that
+        in flight. O(1)."""
+        if len(self._flights) != 1:
+            return False
+        flight = self._flights[0]
+        if flight.plan.encode or self._encoding or self._encoder.has_news:
+            return False
+        if self._waiting and self._free_slots and self._waiting[0] is not self._blocked_head:
+            return False
+        return len(flight.requests) == len(self._running)
+
     def plan_ahead(self) -> StepPlan | None:
         """The step after the one in flight, before its result is known; None where what comes
         depends on that, or something else could begin.
@@ -231,15 +244,9 @@ class Scheduler:
         that it may have, and pages reach as far as any outcome can. A request that ends with the
         step in flight has computed its row in vain.
         """
-        if len(self._flights) != 1:
+        if not self.may_foresee:
             return None
         flight = self._flights[0]
-        if flight.plan.encode or self._encoding or self._encoder.has_news:
-            return None
-        if self._waiting and self._free_slots and self._waiting[0] is not self._blocked_head:
-            return None
-        if len(flight.requests) < len(self._running):
-            return None
         plan = plan_after(flight.plan, flight.requests, self._cache)
         if plan is not None:
             self._keep(_Flight(plan, flight.requests))
@@ -276,6 +283,11 @@ class Scheduler:
             self._forget(request)
             outputs.append(failure(request, error))
         return outputs
+
+    def wanted_rows(self) -> list[bool]:
+        """Of the oldest step in flight, row by row: whether the request goes on. Else it has ended
+        since the step was planned, and the row is computed in vain."""
+        return [not request.is_aborted for request in self._flights[0].requests]
 
     def discard(self) -> None:
         """A step failed, or was interrupted while it was planned or taken in: the results of all in
