@@ -19,10 +19,12 @@ DTYPE, TOLERANCE = (torch.bfloat16, 1e-2) if ON_GPU else (torch.float32, 1e-5)
 
 @dataclass(frozen=True)
 class Batch:
-    """starts and counts of sequences; those that start below 0 are padding."""
+    """starts and counts of sequences, and how many rows count; those that start below 0 are
+    padding."""
 
     starts: list[int]
     counts: list[int]
+    counting: list[int]
     lows: list[int]
     table: list[list[int]]
     page: int
@@ -33,6 +35,10 @@ class Batch:
     def first_rows(self):
         return [sum(self.counts[:i]) for i in range(len(self.counts) + 1)]
 
+    @property
+    def last_positions(self):
+        return [s + n - 1 for s, n in zip(self.starts, self.counting, strict=True)]
+
     def paged(self, max_len):
         def tensor(values):
             return torch.tensor(values, dtype=torch.int32, device=self.tensors["q"].device)
@@ -40,6 +46,7 @@ class Batch:
         return PagedRows(
             first_row=tensor(self.first_rows),
             first_position=tensor(self.starts),
+            last_position=tensor(self.last_positions),
             visible_from=tensor(self.lows),
             page_table=tensor(self.table),
             page_size=self.page,
@@ -48,29 +55,42 @@ class Batch:
         )
 
     def groups(self):
-        """A group for every sequence that is none of padding."""
+        """Groups for every sequence that is none of padding: of the rows that count, and of each of
+        the others, which is at the last one's position."""
         device = self.tensors["q"].device
 
         def tensor(values):
             return torch.tensor([values], device=device)
 
         groups = []
-        for s, (start, count) in enumerate(zip(self.starts, self.counts, strict=True)):
-            if start >= 0 and count:
-                positions = range(self.lows[s], start + count)
-                slots = [
-                    self.table[s][p // self.page] * self.page + p % self.page for p in positions
-                ]
-                first = self.first_rows[s]
-                groups.append(
-                    AttentionGroup(
-                        rows=tensor(list(range(first, first + count))),
-                        first_position=tensor(start)[0][None],
-                        kv_slots=tensor(slots),
-                        kv_first=tensor(self.lows[s])[0][None],
-                    )
+        for s, (start, count) in enumerate(zip(self.starts, self.counting, strict=True)):
+            if start < 0 or not count:
+                continue
+            slots = self.slots(s, range(self.lows[s], start + count))
+            first, stop = self.first_rows[s : s + 2]
+            parts = [(range(first, first + count), start)]
+            parts += [
+                (range(row, row + 1), start + count - 1) for row in range(first + count, stop)
+            ]
+            groups += [
+                AttentionGroup(
+                    rows=tensor(list(rows)),
+                    first_position=tensor(position)[0][None],
+                    kv_slots=tensor(slots),
+                    kv_first=tensor(self.lows[s])[0][None],
                 )
+                for rows, position in parts
+            ]
         return groups
+
+    def slots(self, s, positions):
+        return [self.table[s][p // self.page] * self.page + p % self.page for p in positions]
+
+    def hide_what_does_not_count(self):
+        for s, (start, last) in enumerate(zip(self.starts, self.last_positions, strict=True)):
+            hidden = self.slots(s, range(last + 1, start + self.counts[s])) if start >= 0 else []
+            for name in ("k_pool", "v_pool"):
+                self.tensors[name][hidden] = float("nan")
 
     def padding_rows(self):
         return [
@@ -90,6 +110,10 @@ def random_batch(rng, device, longest=300, most_rows=40):
     padding = rng.randrange(3 * len(counts))
     if padding < len(counts):
         starts[padding] = -counts[padding] - 1
+    counting = [
+        rng.randint(1, count) if count and start >= 0 and rng.random() < 0.4 else count
+        for start, count in zip(starts, counts, strict=True)
+    ]
     lows = [rng.choice([0, 0, rng.randint(0, max(0, start))]) for start in starts]
     num_pages = -(-(longest + most_rows) // page)
     pages = list(range(num_pages * len(counts)))
@@ -107,7 +131,9 @@ def random_batch(rng, device, longest=300, most_rows=40):
         "v_pool": tensor(len(pages) * page, num_kv_heads, v),
         "sink": tensor(num_kv_heads * ratio) if rng.random() < 0.5 else None,
     }
-    return Batch(starts, counts, lows, table, page, window, tensors)
+    batch = Batch(starts, counts, counting, lows, table, page, window, tensors)
+    batch.hide_what_does_not_count()
+    return batch
 
 
 @pytest.mark.parametrize("seed", range(200 if ON_GPU else 24))
@@ -145,7 +171,7 @@ def test_a_captured_call_follows_what_its_tables_say_later(device):
     def rows_at(starts):
         rng.shuffle(pages)
         table = [pages[:20], pages[20:40], pages[40:]]
-        batch = Batch(starts, [1, 1, 1], [0, 3, 0], table, 16, None, tensors)
+        batch = Batch(starts, [1, 1, 1], [1, 1, 1], [0, 3, 0], table, 16, None, tensors)
         return batch.paged(max_len=5000)
 
     def call(rows):
@@ -160,6 +186,7 @@ def test_a_captured_call_follows_what_its_tables_say_later(device):
     for starts in ([300, 17, -1], [0, 129, 255]):
         later = rows_at(starts)
         rows.first_position.copy_(later.first_position)
+        rows.last_position.copy_(later.last_position)
         rows.page_table.copy_(later.page_table)
         if ON_GPU:
             graph.replay()

@@ -26,7 +26,7 @@ import torch
 
 from mimo_engine.config.model import AttentionKind
 from mimo_engine.kernels.attention import PagedRows
-from mimo_engine.kernels.decode_step import RECENT, SlotTensors
+from mimo_engine.kernels.decode_step import RECENT, DraftRows, SlotTensors, StepRows
 from mimo_engine.kernels.dispatch import StepKernels
 from mimo_engine.kernels.sampling import RowParams
 from mimo_engine.model.batch import ForwardBatch, LayerCache
@@ -258,8 +258,7 @@ class DecodeGraphs:
             self._state, slots, num_drafts, list(tables.values()), self._inputs.page_size, num_rows
         )
         groups = {
-            kind: self._paged(table, slots, rows.first_position, None, num_rows)
-            for kind, table in tables.items()
+            kind: self._paged(table, slots, rows, None, num_rows) for kind, table in tables.items()
         }
         batch = ForwardBatch(
             token_ids=rows.token_ids,
@@ -302,7 +301,7 @@ class DecodeGraphs:
         rows = kernels.begin_drafts(
             self._state, slots, table, self._inputs.page_size, num_rows, drafter.ring_len
         )
-        own = self._paged(table, slots, rows.first_position, rows.visible_from, num_rows)
+        own = self._paged(table, slots, rows, rows.visible_from, num_rows)
         batch = ForwardBatch(
             token_ids=rows.positions,  # not read: each layer has tokens of its own
             positions=rows.positions,
@@ -342,7 +341,7 @@ class DecodeGraphs:
         self,
         table: torch.Tensor,
         slots: torch.Tensor,
-        first_position: torch.Tensor,
+        rows: StepRows | DraftRows,
         visible_from: torch.Tensor | None,
         num_rows: int,
     ) -> PagedRows:
@@ -350,7 +349,8 @@ class DecodeGraphs:
         first_row, zeros = self._constants(len(slots), num_rows)
         return PagedRows(
             first_row=first_row,
-            first_position=first_position,
+            first_position=rows.first_position,
+            last_position=rows.last_position,
             visible_from=zeros if visible_from is None else visible_from,
             page_table=table.index_select(0, slots),
             page_size=self._inputs.page_size,

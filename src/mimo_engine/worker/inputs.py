@@ -191,14 +191,19 @@ class StepInputs:
     def _attention_rows(self, kind: AttentionKind, rows: Sequence[Rows]) -> AttentionRows:
         if kind not in self.device_tables:
             return self._groups(kind, rows)
-        numbers = np.array([(1 + row.slot, row.start, row.visible_from) for row in rows])
-        slots, first_position, visible_from = self._tensor(numbers.T.astype(np.int32))
+        numbers = np.array(
+            [(1 + row.slot, row.start, row.start + row.count - 1, row.visible_from) for row in rows]
+        )
+        slots, first_position, last_position, visible_from = self._tensor(
+            numbers.T.astype(np.int32)
+        )
         first_row = np.cumsum([0, *(row.count for row in rows)], dtype=np.int32)
         last = max(row.start + row.count for row in rows)
         num_pages = -(-last // self.page_size)
         return PagedRows(
             first_row=self._tensor(first_row),
             first_position=first_position,
+            last_position=last_position,
             visible_from=visible_from,
             page_table=self.device_tables[kind][:, :num_pages].index_select(0, slots),
             page_size=self.page_size,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -26,11 +27,11 @@ from mimo_engine.worker.inputs import Rows, SlotState, StepInputs
 from mimo_engine.worker.masks import ConstraintTable, SamplingSlot, StepMasks
 from mimo_engine.worker.media import MediaEncoder
 
-__all__ = ["BROKEN_LOGITS", "Done", "Pending", "Runner"]
+__all__ = ["BROKEN_NUMBERS", "Done", "Pending", "Runner"]
 
-BROKEN_LOGITS = (
-    "the model computed NaN or infinite logits for this request: run `mimo-engine check --deep` on "
-    "the checkpoint, and try --dtype float32"
+BROKEN_NUMBERS = (
+    "the model computed NaN or infinite numbers for this request: run `mimo-engine check --deep` "
+    "on the checkpoint, and try --dtype float32"
 )
 
 
@@ -130,18 +131,20 @@ class Runner:
         hidden = self.model(batch)
         if self._drafter is not None:
             self._drafter.remember(_rows_of(plan.rows), hidden)
+        is_broken = _broken_chunks(plan.rows, hidden)
         wanted = self._wanted_logits(plan.rows)
         if not wanted.rows:
-            rows = tuple(RowResult() for _ in plan.rows)
+            errors = [BROKEN_NUMBERS if broken else None for broken in is_broken]
+            rows = tuple(RowResult(error=error) for error in errors)
             return StepResult(rows=rows, encode_errors=encode_errors)
         rows = torch.tensor(wanted.rows, device=hidden.device)
         logits = self.model.logits(hidden[rows])[:, : self._num_live_tokens]
-        is_broken = self._broken_rows(wanted, logits)
+        is_broken = [a or b for a, b in zip(is_broken, _broken_logits(wanted, logits), strict=True)]
         masks = self._constraints.finish(sampling, started)
         choices = self._sample(plan.rows, wanted, is_broken, logits, masks)
         results = []
         for row, prompt, broken in zip(plan.rows, wanted.prompt, is_broken, strict=True):
-            error = BROKEN_LOGITS if broken else masks.error(row.slot)
+            error = BROKEN_NUMBERS if broken else masks.error(row.slot)
             if error is not None:
                 results.append(RowResult(error=error))
             else:
@@ -168,15 +171,6 @@ class Runner:
         else:
             embeddings = parameter.new_empty(len(rows), parameter.shape[0])
         return MediaRows(rows=rows, embeddings=self._comm.broadcast(embeddings))
-
-    def _broken_rows(self, wanted: _LogitRows, logits: torch.Tensor) -> list[bool]:
-        """Per StepRow, whether any logit it needs is NaN or infinite."""
-        # NaN is larger than anything to torch: a row's maximum shows it.
-        finite = torch.isfinite(logits.amax(dim=-1)).tolist()
-        return [
-            not all(finite[i] for i in (*prompt, *sampled))
-            for prompt, sampled in zip(wanted.prompt, wanted.sampled, strict=True)
-        ]
 
     def _wanted_logits(self, step_rows: Sequence[StepRow]) -> _LogitRows:
         wanted = _LogitRows([], [], [])
@@ -290,6 +284,31 @@ class Runner:
 
 def _rows_of(step_rows: Sequence[StepRow]) -> list[Rows]:
     return [Rows(slot=row.slot, start=row.start, count=row.num_rows) for row in step_rows]
+
+
+def _broken_chunks(step_rows: Sequence[StepRow], hidden: torch.Tensor) -> list[bool]:
+    """Per StepRow, whether it is a chunk and one of its positions has NaN or infinite numbers: then
+    its keys and values may have them too, and no prompt may find those in the prefix cache. Of one
+    token that is sampled after, the logits tell as much."""
+    is_chunk = [row.num_tokens > 1 or not row.samples for row in step_rows]
+    if not any(is_chunk):
+        return is_chunk
+    finite = torch.isfinite(hidden).all(dim=-1).tolist()
+    firsts = accumulate((row.num_rows for row in step_rows), initial=0)
+    return [
+        chunk and not all(finite[first : first + row.num_tokens])
+        for chunk, row, first in zip(is_chunk, step_rows, firsts, strict=False)
+    ]
+
+
+def _broken_logits(wanted: _LogitRows, logits: torch.Tensor) -> list[bool]:
+    """Per StepRow, whether any logit it needs is NaN or infinite."""
+    # NaN is larger than anything to torch: a row's maximum shows it.
+    finite = torch.isfinite(logits.amax(dim=-1)).tolist()
+    return [
+        not all(finite[i] for i in (*prompt, *sampled))
+        for prompt, sampled in zip(wanted.prompt, wanted.sampled, strict=True)
+    ]
 
 
 def _sampling_rows(state: SlotState, num_drafts: int) -> list[SamplingRow]:

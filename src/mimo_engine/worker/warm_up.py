@@ -36,6 +36,7 @@ def warm_up(model: TextModel, inputs: StepInputs, caches: Sequence[LayerCache]) 
             kind: PagedRows(
                 first_row=torch.tensor(firsts, dtype=torch.int32, device=device),
                 first_position=-torch.tensor(counts, dtype=torch.int32, device=device),
+                last_position=low - 1,
                 visible_from=low,
                 page_table=table[:1].expand(len(counts), -1),
                 page_size=inputs.page_size,

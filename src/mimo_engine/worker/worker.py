@@ -40,7 +40,7 @@ from mimo_engine.worker.inputs import StepInputs
 from mimo_engine.worker.kv_pools import allocate_pools
 from mimo_engine.worker.masks import ConstraintTable
 from mimo_engine.worker.media import MediaEncoder, Towers
-from mimo_engine.worker.runner import BROKEN_LOGITS, Pending, Runner
+from mimo_engine.worker.runner import BROKEN_NUMBERS, Pending, Runner
 from mimo_engine.worker.warm_up import warm_up
 
 __all__ = ["Worker", "resolve_device", "resolve_dtype"]
@@ -263,7 +263,7 @@ class Worker:
             num_slots=self._config.scheduler.max_num_seqs,
             num_live_tokens=self._num_live_tokens,
             max_len=max_len,
-            error=BROKEN_LOGITS,
+            error=BROKEN_NUMBERS,
         )
         graphs.capture()
         _logger.info(

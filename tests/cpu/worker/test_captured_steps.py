@@ -101,8 +101,9 @@ def path(tmp_path_factory):
     return path
 
 
-def texts(path, num_drafts, params):
+def texts(path, num_drafts, params, prepare=lambda llm: None):
     llm = engine(path, num_drafts)
+    prepare(llm)
     prompts = [[7 * i % 50 + 1, *range(3, 3 + 13 * i)] for i in range(1, 6)]
     own = [replace(params, seed=i, max_tokens=10 + 7 * i) for i in range(5)]
     outputs = llm.generate(prompts, own)
@@ -119,6 +120,21 @@ def test_texts_are_those_of_steps_run_piece_by_piece(num_drafts, temperature, pa
     before = Replay.num_replays
     assert texts(path, num_drafts, params) == expected
     assert Replay.num_replays > before + 20
+
+
+def test_what_is_in_slots_that_nobody_wrote_does_not_matter(path, on_a_cpu):
+    """NaN in them, and in hidden states: what a request leaves whose numbers were broken."""
+    params = SamplingParams(temperature=1.0, ignore_eos=True)
+    expected = texts(path, 3, params)
+
+    def poison(llm):
+        drafter = llm.core.executor.worker.runner._drafter
+        for cache in (*llm.core.executor.worker.runner.caches, *drafter.caches):
+            cache.k.fill_(float("nan"))
+            cache.v.fill_(float("nan"))
+        drafter._ring.fill_(float("nan"))
+
+    assert texts(path, 3, params, poison) == expected
 
 
 def published(llm):

@@ -33,18 +33,22 @@ class Heads:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sequences:
-    """A batch: of each sequence the position of its first row, its rows, and what it may see."""
+    """A batch: of each sequence the position of its first row, its rows, how many of those count,
+    and what they may see."""
 
     starts: Sequence[int]
     counts: Sequence[int]
+    num_counting: Sequence[int] = field(default=())
+    """Empty: all rows count."""
     visible_from: Sequence[int] = field(default=())
     max_len: int | None = None
     """None: the longest."""
 
     @property
     def ends(self) -> list[int]:
-        """Of each sequence, the position after its last row."""
-        return [start + count for start, count in zip(self.starts, self.counts, strict=True)]
+        """Of each sequence, the position after its last row that counts."""
+        counting = self.num_counting or self.counts
+        return [start + count for start, count in zip(self.starts, counting, strict=True)]
 
     def lows(self, window: int | None) -> list[int]:
         """Of each sequence, the first position that some row sees."""
@@ -89,6 +93,7 @@ def make_batch(heads: Heads, batch: Sequences, device: torch.device) -> Argument
     rows = PagedRows(
         first_row=tensor(first_row),
         first_position=tensor(batch.starts),
+        last_position=tensor([end - 1 for end in ends]),
         visible_from=tensor(batch.visible_from or [0] * len(batch.starts)),
         page_table=table.int().to(device),
         page_size=page,
@@ -190,6 +195,35 @@ OP = Op(
             visible_from=[290, 3, 0, 0, 1],
         ),
         _small("verify, demo", _DEMO_SLIDING, starts=[29, 30, 200], counts=[3, 3, 3]),
+        _small(
+            "verify, fewer drafts than rows",
+            _TWO,
+            starts=[296, -4, 13, 31],
+            counts=[4, 4, 4, 4],
+            num_counting=[1, 4, 3, 1],
+        ),
+        _small(
+            "verify, fewer drafts than rows, sliding",
+            _EIGHT,
+            starts=[296, 14, 15, 60],
+            counts=[4, 4, 4, 4],
+            num_counting=[1, 2, 1, 3],
+            visible_from=[290, 3, 0, 0],
+        ),
+        _small(
+            "verify many, fewer drafts than rows",
+            _EIGHT,
+            starts=[296, 14, -17, 60],
+            counts=[17, 17, 17, 17],
+            num_counting=[1, 9, 17, 16],
+        ),
+        _small(
+            "verify many, fewer drafts than rows, full",
+            _NARROW,
+            starts=[40, 300],
+            counts=[17, 17],
+            num_counting=[2, 1],
+        ),
         _small("odd group", _ODD_GROUP, starts=[9, 4, 100], counts=[5, 1, 8]),
         _small("chunks", _NARROW, starts=[0, 17, 40], counts=[70, 33, 9], visible_from=[0, 0, 21]),
         _small("chunks, full", _TWO, starts=[5], counts=[21]),

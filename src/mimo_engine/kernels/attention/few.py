@@ -34,6 +34,7 @@ _MIN_KEYS, _MAX_SPLITS = tl.constexpr(MIN_KEYS), tl.constexpr(MAX_SPLITS)
     do_not_specialize_on_alignment=[
         "first_row_ptr",
         "first_position_ptr",
+        "last_position_ptr",
         "visible_from_ptr",
         "table_ptr",
     ],
@@ -49,6 +50,7 @@ def few_rows(
     ticket_ptr,
     first_row_ptr,
     first_position_ptr,
+    last_position_ptr,
     visible_from_ptr,
     table_ptr,
     table_stride,
@@ -68,8 +70,9 @@ def few_rows(
     if (num_rows == 0) | (num_rows > ROWS):
         return
     position = tl.load(first_position_ptr + sequence)
+    last = tl.load(last_position_ptr + sequence)
     low = first_seen(tl.load(visible_from_ptr + sequence), position, SHAPE)
-    end = tl.maximum(position + num_rows, low)
+    end = tl.maximum(tl.minimum(position + num_rows, last + 1), low)
     num_tiles = tl.cdiv(end - low, TILE)
     per_split = tl.maximum(tl.cdiv(num_tiles, num_splits), _MIN_KEYS // TILE)
     num_parts = tl.maximum(tl.cdiv(num_tiles, per_split), 1)
@@ -82,7 +85,7 @@ def few_rows(
     total = tl.zeros((BLOCK, DV), tl.float32)
     k_own, v_own = k_ptr + kv_head * (SHAPE.dk0 + SHAPE.dk1), v_ptr + kv_head * DV
     table = table_ptr + sequence.to(tl.int64) * table_stride
-    positions = position + places // SHAPE.group
+    positions = tl.minimum(position + places // SHAPE.group, last)
     stop = tl.minimum(low + per_split * TILE, end)
     maxima, sums, total = scan(
         table, q0, q1, k_own, v_own, low, stop, end, positions, maxima, sums, total, TILE, True,

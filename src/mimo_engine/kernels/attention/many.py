@@ -38,6 +38,7 @@ def _sequence_of(tile, first_row_ptr, num_sequences, ROWS: tl.constexpr):
     do_not_specialize_on_alignment=[
         "first_row_ptr",
         "first_position_ptr",
+        "last_position_ptr",
         "visible_from_ptr",
         "table_ptr",
     ],
@@ -50,6 +51,7 @@ def many_rows(
     out_ptr,
     first_row_ptr,
     first_position_ptr,
+    last_position_ptr,
     visible_from_ptr,
     table_ptr,
     table_stride,
@@ -75,16 +77,17 @@ def many_rows(
         return
     first_row += skipped
     num_rows = tl.minimum(num_rows - skipped, ROWS)
-    position = tl.load(first_position_ptr + sequence) + skipped
+    last = tl.load(last_position_ptr + sequence)
+    position = tl.minimum(tl.load(first_position_ptr + sequence) + skipped, last)
     low = first_seen(tl.load(visible_from_ptr + sequence), position, SHAPE)
-    end = position + num_rows
+    end = tl.minimum(position + num_rows, last + 1)
     places = tl.arange(0, BLOCK)
     q0, q1 = load_q(q_ptr, first_row, num_rows, kv_head, places, SHAPE)
     maxima, sums = first_maxima(sink_ptr, 0, kv_head, places, SHAPE)
     total = tl.zeros((BLOCK, DV), tl.float32)
     k_own, v_own = k_ptr + kv_head * (SHAPE.dk0 + SHAPE.dk1), v_ptr + kv_head * DV
     table = table_ptr + tl.cast(sequence, tl.int64) * table_stride
-    positions = position + places // SHAPE.group
+    positions = tl.minimum(position + places // SHAPE.group, last)
     if SHAPE.window == 0:
         # Tiles that the first row sees whole, and so all do.
         whole_end = low + tl.maximum(position + 1 - low, 0) // TILE * TILE

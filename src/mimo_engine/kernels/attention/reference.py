@@ -161,6 +161,7 @@ def paged_attention(
     the tables are read on the host."""
     out = q.new_zeros(q.shape[0], q.shape[1], v_pool.shape[-1])
     first_rows, positions = rows.first_row.tolist(), rows.first_position.tolist()
+    ends = (rows.last_position + 1).tolist()
     for s, (first, last) in enumerate(pairwise(first_rows)):
         shift = positions[s] - first  # from batch rows to positions
         widest = last + shift
@@ -173,11 +174,13 @@ def paged_attention(
             own = slice(start, min(start + block, last))
             low = max(0, int(rows.visible_from[s]))
             if num_visible_tokens is not None:
-                low = max(low, start + shift - num_visible_tokens + 1)
-            if own.stop + shift <= low:
+                low = max(low, min(start + shift, ends[s] - 1) - num_visible_tokens + 1)
+            end = min(own.stop + shift, ends[s])
+            if end <= low:
                 continue  # nothing is visible
             position = torch.arange(own.start, own.stop, device=q.device) + shift
-            keys = torch.arange(low, own.stop + shift, device=q.device)
+            position = position.clamp(max=ends[s] - 1)
+            keys = torch.arange(low, end, device=q.device)
             pages = rows.page_table[s][keys // rows.page_size].long()
             slots = pages * rows.page_size + keys % rows.page_size
             visible = _visible(position[None], keys[None], num_visible_tokens)[0]

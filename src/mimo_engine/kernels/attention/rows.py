@@ -13,16 +13,19 @@ __all__ = ["PagedRows"]
 class PagedRows:
     """S sequences of consecutive batch rows, at consecutive positions. Tensors are int32.
 
-    Row i of sequence s has position first_position[s] + i and sees positions from visible_from[s]
-    (and from the start of its window) up to its own. A sequence may have no rows. Rows at negative
-    positions see nothing, and neither do rows before visible_from: padding is a sequence whose
-    rows are all at negative positions.
+    Row i of sequence s has position first_position[s] + i, but none behind last_position[s], and
+    sees positions from visible_from[s] (and from the start of its window) up to its own. A sequence
+    may have no rows. Rows at negative positions see nothing, and neither do rows before
+    visible_from: padding is a sequence whose rows are all at negative positions.
     """
 
     first_row: torch.Tensor
     """[S + 1] rows of sequence s are batch rows first_row[s] ... first_row[s + 1] - 1."""
     first_position: torch.Tensor
     """[S] position of the first of them."""
+    last_position: torch.Tensor
+    """[S] position of the last row that counts. Those behind it, drafts that nobody made, see what
+    it sees: nothing was written for them, so what is in their slots may be no number."""
     visible_from: torch.Tensor
     """[S] no row sees an earlier position."""
     page_table: torch.Tensor

@@ -102,10 +102,11 @@ def paged_attention(
 
 
 def _check(rows: PagedRows) -> None:
-    tables = (rows.first_row, rows.first_position, rows.visible_from, rows.page_table)
+    bounds = (rows.first_position, rows.last_position, rows.visible_from)
+    tables = (rows.first_row, *bounds, rows.page_table)
     assert all(table.dtype is torch.int32 for table in tables)
     assert all(table.stride(-1) == 1 for table in tables)
-    assert [len(table) - rows.num_sequences for table in tables] == [1, 0, 0, 0]
+    assert [len(table) - rows.num_sequences for table in tables] == [1, 0, 0, 0, 0]
 
 
 def _few(tensors: tuple[torch.Tensor, ...], rows: PagedRows, shape: Shape, num_rows: int) -> None:
@@ -131,6 +132,7 @@ def _few(tensors: tuple[torch.Tensor, ...], rows: PagedRows, shape: Shape, num_r
         tickets,
         rows.first_row,
         rows.first_position,
+        rows.last_position,
         rows.visible_from,
         rows.page_table,
         rows.page_table.stride(0),
@@ -173,6 +175,7 @@ def _many(
         *tensors,
         rows.first_row,
         rows.first_position,
+        rows.last_position,
         rows.visible_from,
         rows.page_table,
         rows.page_table.stride(0),

@@ -23,6 +23,7 @@ def begin_step(
     drafts = state.drafts[slots, : num_rows - 1]
     token_ids = torch.cat((state.last_token[slots, None], drafts), dim=1).flatten()
     first = state.position[slots]
+    first_position = torch.where(first >= 0, first, -num_rows)  # all rows of nobody are negative
     offsets = torch.arange(num_rows, device=slots.device)
     positions = torch.where(first[:, None] >= 0, first[:, None] + offsets, -1).flatten()
     counts = (offsets <= num_drafts[:, None]).flatten() & (positions >= 0)
@@ -34,8 +35,8 @@ def begin_step(
     return StepRows(
         token_ids=token_ids,
         positions=positions,
-        # All rows of nobody are at negative positions.
-        first_position=torch.where(first >= 0, first, -num_rows).int(),
+        first_position=first_position.int(),
+        last_position=(first_position + torch.where(first >= 0, num_drafts, 0)).int(),
         write_slots=write_slots,
         seed=state.seed[by_row],
         output_index=state.output_index[by_row] + offsets.repeat(len(slots)),
@@ -95,6 +96,7 @@ def begin_drafts(
     return DraftRows(
         positions=positions,
         first_position=first.int(),
+        last_position=(first + num_rows - 1).int(),
         visible_from=state.visible_from[slots].int(),
         write_slots=torch.where(is_new, own, -1),
         places=by_row * ring_len + positions % ring_len,

@@ -9,8 +9,8 @@ import torch
 
 __all__ = ["RECENT", "DraftRows", "SlotTensors", "StepRows"]
 
-RECENT = 16
-"""Tokens of a slot that are kept: more than any pass of draft layers reads."""
+RECENT = 34
+"""Tokens of a slot that are kept: more than any pass of draft layers reads, of 16 at most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +75,8 @@ class StepRows:
     """[N] int64; -1 in padding."""
     first_position: torch.Tensor
     """[B] int32."""
+    last_position: torch.Tensor
+    """[B] int32: of the last draft that counts; in padding any negative."""
     write_slots: Sequence[torch.Tensor]
     """[N] int64 a table: where K and V go; -1: nowhere."""
     seed: torch.Tensor
@@ -93,6 +95,8 @@ class DraftRows:
     positions: torch.Tensor
     """[N] int64; a slot's last row is the one before its last token; negative: nothing's."""
     first_position: torch.Tensor
+    """[B] int32."""
+    last_position: torch.Tensor
     """[B] int32."""
     visible_from: torch.Tensor
     """[B] int32."""

@@ -44,6 +44,7 @@ def _begin(
     out_token_ptr,
     out_position_ptr,
     out_first_ptr,
+    out_last_ptr,
     out_first_slot_ptr,
     out_second_slot_ptr,
     out_seed_ptr,
@@ -72,8 +73,11 @@ def _begin(
     tl.store(out_token_ptr + place, tokens, mask=mask)
     tl.store(out_position_ptr + place, positions, mask=mask)
     # All rows of nobody are at negative positions.
-    tl.store(out_first_ptr + member, tl.where(first >= 0, first, -NUM_ROWS).to(tl.int32))
-    is_written = (rows <= tl.load(num_drafts_ptr + member)) & (positions >= 0)
+    num_drafts = tl.where(first >= 0, tl.load(num_drafts_ptr + member), 0)
+    start = tl.where(first >= 0, first, -NUM_ROWS).to(tl.int32)
+    tl.store(out_first_ptr + member, start)
+    tl.store(out_last_ptr + member, start + num_drafts)
+    is_written = (rows <= num_drafts) & (positions >= 0)
     _write_slots(
         first_table_ptr, first_stride, out_first_slot_ptr, slot, place, positions, is_written,
         mask, PAGE_SIZE,
@@ -115,6 +119,7 @@ def begin_step(
         token_ids=rows(torch.int64),
         positions=rows(torch.int64),
         first_position=torch.empty(num_members, dtype=torch.int32, device=device),
+        last_position=torch.empty(num_members, dtype=torch.int32, device=device),
         write_slots=[rows(torch.int64) for _ in tables],
         seed=rows(torch.int64),
         output_index=rows(torch.int64),
@@ -126,7 +131,8 @@ def begin_step(
     _begin[(num_members,)](
         slots, num_drafts, state.last_token, state.position, state.output_index, state.drafts,
         state.seed, state.temperature, state.top_k, state.top_p, state.min_p, tables[0], tables[-1],
-        out.token_ids, out.positions, out.first_position, out.write_slots[0], out.write_slots[-1],
+        out.token_ids, out.positions, out.first_position, out.last_position, out.write_slots[0],
+        out.write_slots[-1],
         out.seed, out.output_index, out.temperature, out.top_k, out.top_p, out.min_p,
         state.drafts.stride(0), tables[0].stride(0), tables[-1].stride(0),
         NUM_TABLES=len(tables), PAGE_SIZE=page_size, NUM_ROWS=num_rows,
@@ -208,6 +214,7 @@ def _begin_drafts(
     table_ptr,
     out_position_ptr,
     out_first_ptr,
+    out_last_ptr,
     out_visible_ptr,
     out_slot_ptr,
     out_place_ptr,
@@ -227,6 +234,7 @@ def _begin_drafts(
     positions = first + rows
     tl.store(out_position_ptr + place, positions, mask=mask)
     tl.store(out_first_ptr + member, first.to(tl.int32))
+    tl.store(out_last_ptr + member, (first + NUM_ROWS - 1).to(tl.int32))
     tl.store(out_visible_ptr + member, tl.load(visible_from_ptr + slot).to(tl.int32))
     is_written = (positions >= tl.load(draft_from_ptr + slot)) & (positions >= 0)
     _write_slots(
@@ -251,6 +259,7 @@ def begin_drafts(
     out = DraftRows(
         positions=torch.empty(size, dtype=torch.int64, device=device),
         first_position=torch.empty(num_members, dtype=torch.int32, device=device),
+        last_position=torch.empty(num_members, dtype=torch.int32, device=device),
         visible_from=torch.empty(num_members, dtype=torch.int32, device=device),
         write_slots=torch.empty(size, dtype=torch.int64, device=device),
         places=torch.empty(size, dtype=torch.int64, device=device),
@@ -263,6 +272,7 @@ def begin_drafts(
         table,
         out.positions,
         out.first_position,
+        out.last_position,
         out.visible_from,
         out.write_slots,
         out.places,
