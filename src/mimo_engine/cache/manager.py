@@ -260,7 +260,8 @@ class CacheManager:
         first = max(first, -(-visible_from // page_size), pages.first_sliding)
         for page in range(first, min(certain // page_size, len(pages.published))):
             entry = pages.published[page]
-            if entry.sliding_page == pages.sliding[page]:
+            # A pass of fewer layers takes nothing from the rows of the others, nor from who hits.
+            if entry.sliding_page == pages.sliding[page] and len(entry.drafted) < num_layers:
                 end = (page + 1) * page_size
                 entry.drafted = tuple(pages.chain.token_ids[end : end + num_layers])
 

@@ -1,6 +1,6 @@
 """Decoding by replay: a captured graph does a whole step, from last tokens to the next ones.
 
-    graphs.capture()              the usual sizes, once, at start
+    graphs.capture()              all of them, once, at start
     pending = graphs.launch(plan) the step is under way when this returns
     result = pending.result()     waits for it
 
@@ -13,7 +13,7 @@ has seen this one's tokens. The host keeps its own copy of tokens and drafts, fr
 it has moved on by itself (a prompt was computed), the slot is sent anew.
 
 There is a graph for each number of requests and depth of drafts; batches are padded to the next
-number by rows of nobody. One that is not there yet is captured when it is first asked for.
+number by rows of nobody.
 """
 
 from __future__ import annotations
@@ -136,9 +136,10 @@ class DecodeGraphs:
         self._pool = torch.cuda.graph_pool_handle()
 
     def capture(self) -> None:
-        """All sizes at the least and the largest depth, the largest first."""
-        for depth in sorted({0, self._max_depth}):
-            for size in reversed(self._sizes):
+        """All sizes at all depths, the largest first: no later one needs more memory, and none is
+        captured in the middle of traffic."""
+        for size in reversed(self._sizes):
+            for depth in reversed(range(self._max_depth + 1)):
                 self._graph(size, depth)
 
     def forget(self, size: int, depth: int) -> None:

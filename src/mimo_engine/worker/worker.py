@@ -34,6 +34,7 @@ from mimo_engine.model.mtp import MtpLayers, split_mtp_weights
 from mimo_engine.model.text import TextModel
 from mimo_engine.model.vision import MiMoVisionTransformer
 from mimo_engine.scheduler.plan import StepPlan, StepResult
+from mimo_engine.worker.budget import reserved_bytes
 from mimo_engine.worker.drafting import Drafter
 from mimo_engine.worker.graphs import DecodeGraphs
 from mimo_engine.worker.inputs import StepInputs
@@ -41,7 +42,7 @@ from mimo_engine.worker.kv_pools import allocate_pools
 from mimo_engine.worker.masks import ConstraintTable
 from mimo_engine.worker.media import MediaEncoder, Towers
 from mimo_engine.worker.runner import BROKEN_NUMBERS, Pending, Runner
-from mimo_engine.worker.warm_up import warm_up
+from mimo_engine.worker.warm_up import warm_passes, warm_up
 
 __all__ = ["Worker", "resolve_device", "resolve_dtype"]
 
@@ -176,35 +177,26 @@ class Worker:
         return self._gpu_budget_bytes(cache)
 
     def _gpu_budget_bytes(self, cache: CacheConfig) -> int:
-        """What gpu_memory_share leaves after what is taken and what a step's activations take."""
+        """What gpu_memory_share leaves after what is taken and what is needed beside the cache."""
         free, total = torch.cuda.mem_get_info(self.device)
-        scheduler, model = self._config.scheduler, self._model_config
-        widest = max(spec.intermediate_size for spec in model.layers)
-        row_bytes = 4 * (8 * model.hidden_size + 4 * widest)
-        activations = scheduler.max_num_batched_tokens * row_bytes
-        activations += 4 * scheduler.max_num_seqs * model.vocab_size * 4
-        if self._media_config is not None:
-            activations += self._tower_bytes(self._media_config)
-        budget = int(total * cache.gpu_memory_share) - (total - free) - activations - GIB // 2
+        reserved = reserved_bytes(
+            self._config,
+            self._model_config,
+            element_bytes=self.dtype.itemsize,
+            num_draft_layers=self.num_draft_layers,
+            media=self._media_config,
+            captures=self._captures,
+        )
+        budget = int(total * cache.gpu_memory_share) - (total - free) - reserved
         if budget <= 0:
             raise ConfigError(
                 f"no GPU memory is left for the KV cache: {free / GIB:.1f} of "
-                f"{total / GIB:.1f} GiB are free after loading; use more ranks "
-                "(--tensor-parallel-size), a larger --gpu-memory-share or a smaller "
-                "--max-num-batched-tokens"
+                f"{total / GIB:.1f} GiB are free after loading, and {reserved / GIB:.1f} are for "
+                "activations, drafts and captured steps; use more ranks (--tensor-parallel-size), "
+                "a larger --gpu-memory-share, or a smaller --max-num-batched-tokens, "
+                "--max-num-seqs or --max-model-len"
             )
         return budget
-
-    def _tower_bytes(self, media: MediaConfig) -> int:
-        """What the vision tower's activations take at most in one step; the audio tower's take
-        less, a minute at a time."""
-        processor, vision = media.processor, media.vision
-        pixels = max(processor.image_max_pixels, processor.video_max_pixels)
-        patches = max(
-            pixels // processor.patch_size**2,
-            self._config.encoder.max_encoder_tokens * vision.merge_unit,
-        )
-        return patches * 4 * (3 * vision.intermediate_size + 8 * vision.hidden_size)
 
     def allocate(self, layout: CacheLayout, *, max_model_len: int) -> None:
         """Make the pools and the page tables for `layout`."""
@@ -239,6 +231,11 @@ class Worker:
             graphs=self._captured(inputs, caches[:num_layers], drafter, max_model_len),
         )
 
+    @property
+    def _captures(self) -> bool:
+        """Whether decode steps are captured: where kernels can be; between ranks not yet."""
+        return self._kernels.step is not None and self._plan.tp_size == 1
+
     def _captured(
         self,
         inputs: StepInputs,
@@ -246,12 +243,21 @@ class Worker:
         drafter: Drafter | None,
         max_len: int,
     ) -> DecodeGraphs | None:
-        """Decode steps, where kernels can be captured; between ranks they are not yet."""
+        """Every kernel is compiled and every decode step captured when this returns."""
         kernels = self._kernels.step
-        if kernels is None or self._plan.tp_size > 1:
+        if kernels is None or not self._captures:
             return None
         started = time.perf_counter()
-        warm_up(self.model, inputs, caches)
+        num_slots = self._config.scheduler.max_num_seqs
+        warm_up(
+            self.model,
+            inputs,
+            caches,
+            drafter,
+            passes=warm_passes(
+                num_slots=num_slots, max_depth=self.num_draft_layers, max_len=max_len
+            ),
+        )
         graphs = DecodeGraphs(
             self.model,
             inputs,
@@ -260,7 +266,7 @@ class Worker:
             drafter=drafter,
             max_depth=self.num_draft_layers,
             recomputes=self._config.speculative.recompute_boundary,
-            num_slots=self._config.scheduler.max_num_seqs,
+            num_slots=num_slots,
             num_live_tokens=self._num_live_tokens,
             max_len=max_len,
             error=BROKEN_NUMBERS,

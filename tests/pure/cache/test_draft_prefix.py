@@ -103,6 +103,24 @@ def test_the_hits_compared_are_many_and_some_are_shorter():
     assert sum(match.num_draft_layers == 3 for match in drafted) > 5
 
 
+def test_a_pass_of_fewer_layers_takes_no_draft_rows_from_a_shared_page():
+    manager, rng = make(4, 10, has_drafts=True), random.Random(0)
+    first = Life(manager, list(range(100, 114)), 3)
+    for _ in range(6):
+        first.step(rng, 4)
+    text = list(first.end())
+    entries = manager.find(PageChain(text, 4)).entries
+    before = [entry.drafted for entry in entries]
+    assert [len(drafted) for drafted in before[-2:]] == [3, 3]
+    # Another one hits and drafts less, as it does near its end.
+    other = Life(manager, text, 1)
+    assert other.match.num_draft_layers == 3
+    other.step(rng, 1)
+    other.end()
+    assert [entry.drafted for entry in entries] == before
+    assert manager.find(PageChain(text, 4)).num_draft_layers == 3
+
+
 def converse(
     page_size: int, more_window: int, num_layers: int, prompt_len: int, seed: int, num_turns: int
 ) -> None:
