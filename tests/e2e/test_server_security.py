@@ -20,6 +20,7 @@ KEYED = SecurityConfig(
     log_requests=True,
 )
 KEY = {"x-api-key": "key-two"}
+JSON, FORM = "application/json", "multipart/form-data; boundary=b"
 CHAT = {"messages": [{"role": "user", "content": "a secret of mine"}], "max_tokens": 4}
 
 
@@ -151,6 +152,14 @@ def test_a_body_that_no_parser_should_see_is_a_400_everywhere(keyed, data, reaso
         message = error_of(path, response)["message"]
         if path == "/v1/chat/completions":
             assert reason in message
+
+
+@pytest.mark.parametrize("kinds", [[JSON, FORM], [FORM, JSON]])
+def test_json_is_measured_whatever_else_it_says_it_is(plain, kinds):
+    headers = [("content-type", kind) for kind in kinds]
+    data = b'{"messages": ' + b"[" * 200 + b"]" * 200 + b"}"
+    response = httpx.post(f"{plain.url}/v1/chat/completions", content=data, headers=headers)
+    assert "128 deep" in error_of("/v1/chat/completions", response)["message"]
 
 
 BIASES = {str(i): 1 for i in range(1025)}

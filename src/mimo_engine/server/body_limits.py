@@ -33,13 +33,13 @@ class BodyLimits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
-        length = headers.get(b"content-length", b"")
+        length = dict(scope["headers"]).get(b"content-length", b"")
         if length.isdigit() and int(length[:20]) > self._max_bytes:
             await error_response(self._too_large(), scope)(scope, receive, send)
             return
-        # What is no upload may be JSON, whatever it says it is.
-        is_upload = headers.get(b"content-type", b"").lower().startswith(b"multipart/")
+        # What is no upload may be JSON, whatever it says it is, as one of several types too.
+        kinds = [value for name, value in scope["headers"] if name == b"content-type"]
+        is_upload = kinds and all(kind.lower().startswith(b"multipart/") for kind in kinds)
         meter = None if is_upload else JsonMeter()
         num_bytes = 0
 
@@ -97,27 +97,25 @@ class JsonMeter:
             # The parser would take UTF-16 and UTF-32, in which quotes are not where bytes say.
             raise _bad("it has a NUL byte: send UTF-8")
         if self._in_string:
-            data = self._after_string(data)
-        data = _STRING.sub(b"", data)
-        outside, quote, string = data.partition(b'"')
-        if quote:
-            self._enter_string(string)
+            rest = self._after_string(data)
+            if rest is None:
+                return
+            data = rest
+        # The quote makes a whole string of one that goes on. Without it, each quote in that string
+        # would be tried as the beginning of one, to the end.
+        is_escaped = _ends_escaped(data)
+        outside = _STRING.sub(b"", data + (b'\\"' if is_escaped else b'"'))
+        self._in_string = not outside.endswith(b'"')
+        self._is_escaped = self._in_string and is_escaped
         self._count(outside)
 
-    def _after_string(self, data: bytes) -> bytes:
+    def _after_string(self, data: bytes) -> bytes | None:
+        """None: the string goes on."""
         begin = 1 if self._is_escaped else 0
         match = _REST_OF_STRING.match(data, begin)
-        if match is None:
-            self._enter_string(data[begin:])
-            return b""
-        self._in_string = False
-        return data[match.end() :]
-
-    def _enter_string(self, data: bytes) -> None:
-        """`data`: all that there is of a string so far, or of it since the last piece."""
-        self._in_string = True
-        num_backslashes = len(data) - len(data.rstrip(b"\\"))
-        self._is_escaped = num_backslashes % 2 == 1
+        self._in_string = match is None
+        self._is_escaped = match is None and _ends_escaped(data[begin:])
+        return None if match is None else data[match.end() :]
 
     def _count(self, outside: bytes) -> None:
         brackets = outside.translate(None, _NO_BRACKETS)
@@ -131,6 +129,11 @@ class JsonMeter:
                 raise _bad(f"it is nested more than {self._max_depth} deep")
             if self._depth < 0:
                 raise _bad("it closes what was not opened")
+
+
+def _ends_escaped(data: bytes) -> bool:
+    """Whether its last byte is a backslash that escapes what comes next."""
+    return (len(data) - len(data.rstrip(b"\\"))) % 2 == 1
 
 
 def _bad(reason: str) -> RefusedError:

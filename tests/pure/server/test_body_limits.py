@@ -79,3 +79,10 @@ def test_brackets_in_one_long_string_are_text():
 def test_utf_16_is_refused_since_its_quotes_are_elsewhere():
     with pytest.raises(RefusedError, match="UTF-8"):
         JsonMeter().add(json.dumps(["\u2222"], ensure_ascii=False).encode("utf-16-le"))
+
+
+def test_a_long_string_of_quotes_is_read_once():
+    meter = JsonMeter(max_depth=1, max_values=1)
+    # Time that grows with the square of the length would be hours.
+    meter.add(b'["' + b'\\"' * 2**21)
+    meter.add(b'\\"' * 2**21 + b'[["]')
