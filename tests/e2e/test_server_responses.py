@@ -370,12 +370,12 @@ def test_an_item_is_not_taken_twice(client):
 
 
 def test_lists_of_input_items_come_in_pages(server, client):
-    items = [{"role": "user", "content": f"question {i}"} for i in range(5)]
+    items = [{"type": None, "role": "user", "content": f"question {i}"} for i in range(5)]
     response = create(client, "", input=items)
     pages = client.responses.input_items.list(response.id, limit=2, order="asc")
     assert [item.content[0].text for item in pages] == [f"question {i}" for i in range(5)]
     newest = client.responses.input_items.list(response.id, limit=1).data[0]
-    assert newest.content[0].text == "question 4"
+    assert (newest.type, newest.content[0].text) == ("message", "question 4")
     path = f"{PATH}/{response.id}/input_items"
     assert server.get(f"{path}?after=none").status_code == 400
     assert server.get(f"{path}?limit=0").status_code == 400

@@ -45,7 +45,7 @@ def _input_item(item: Item, where: str, store: ResponseStore) -> Item:
             )
         return found
     prefix = _PREFIXES.get(kind, "item") if isinstance(kind, str) else "item"
-    return {"type": kind, **item, "id": item_id or new_id(prefix)}
+    return {**item, "type": kind, "id": item_id or new_id(prefix)}
 
 
 def items_before(kept: KeptResponse) -> list[Item]:
