@@ -17,7 +17,7 @@ from mimo_engine.errors import MimoError
 from mimo_engine.server.errors import error_body
 from mimo_engine.utils.logging import describe_failure
 
-__all__ = ["EventStream", "json_response", "stream_events", "while_connected"]
+__all__ = ["json_response", "stream_events", "while_connected"]
 
 T = TypeVar("T")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
-from msgspec import UNSET, UnsetType
 
 from mimo_engine.server.objects import PromptTokensDetails, Usage
 
@@ -90,14 +89,9 @@ class CallItem(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=
 OutputItem = ReasoningItem | MessageItem | CallItem
 
 
-class InputTokensDetails(msgspec.Struct, frozen=True, kw_only=True):
-    cached_tokens: int
+class InputTokensDetails(PromptTokensDetails, frozen=True, kw_only=True):
     cache_write_tokens: int = 0
     """Clients require it. It is what OpenAI charges for keeping a prefix, which is free here."""
-    image_tokens: int | UnsetType = UNSET
-    """Of requests with media alone, as the next two."""
-    video_tokens: int | UnsetType = UNSET
-    audio_tokens: int | UnsetType = UNSET
 
     @classmethod
     def of(cls, details: PromptTokensDetails) -> InputTokensDetails:
