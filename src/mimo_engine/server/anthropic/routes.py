@@ -112,7 +112,11 @@ class _Answer:
         async with aclosing(self._turn.updates()) as updates:
             async for update in updates:
                 events = [event for delta in update.deltas for event in self._blocks.events(delta)]
-                yield [*events, *self._blocks.end()] if update.has_ended else events
+                if self._turn.answers[0].calls_are_whole:
+                    events += self._blocks.end_call()
+                if update.has_ended:
+                    events += self._blocks.end()
+                yield events
 
     def _message(self, **fields: Any) -> Message:
         return Message(id=self._id, model=self._model, usage=self._usage(), **fields)

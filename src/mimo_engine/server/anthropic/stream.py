@@ -31,7 +31,8 @@ __all__ = ["BlockStream", "blocks_of"]
 
 
 class BlockStream:
-    """One block is open at a time; one of another kind, or another call, ends it.
+    """One block is open at a time; one of another kind, or another call, ends it. Text that comes
+    while a call is open may stand within it, so it waits until the call has ended.
 
     `shows_thinking` False: a thought is in its signature alone.
     """
@@ -41,19 +42,31 @@ class BlockStream:
         self._index = -1
         self._open: ContentBlock | None = None
         self._thought: list[str] = []
+        self._waiting: list[str] = []
 
     def events(self, delta: Delta) -> Iterator[BlockEvent]:
         if delta.reasoning_content:
             yield from self._think(delta.reasoning_content)
-        if delta.content:
-            if not isinstance(self._open, Text):
-                yield from self._begin(Text(""))
-            yield BlockDelta(self._index, TextDelta(delta.content))
+        if delta.content and isinstance(self._open, ToolUse):
+            self._waiting.append(delta.content)
+        elif delta.content:
+            yield from self._say(delta.content)
         for call in delta.tool_calls or ():
             yield from self._call(call)
 
+    def end_call(self) -> Iterator[BlockEvent]:
+        """The call that has begun last, if any, has ended."""
+        if not isinstance(self._open, ToolUse):
+            return
+        self._open = None
+        yield BlockStop(self._index)
+        if self._waiting:
+            text, self._waiting = "".join(self._waiting), []
+            yield from self._say(text)
+
     def end(self) -> Iterator[BlockEvent]:
         """Close what is open."""
+        yield from self.end_call()
         if self._open is None:
             return
         if isinstance(self._open, Thinking):
@@ -68,6 +81,11 @@ class BlockStream:
         self._index += 1
         self._open = block
         yield BlockStart(self._index, block)
+
+    def _say(self, text: str) -> Iterator[BlockEvent]:
+        if not isinstance(self._open, Text):
+            yield from self._begin(Text(""))
+        yield BlockDelta(self._index, TextDelta(text))
 
     def _think(self, text: str) -> Iterator[BlockEvent]:
         if not isinstance(self._open, Thinking):
