@@ -65,6 +65,10 @@ def test_stopping_ends_the_request_on_the_server(demo, by):
     demo.set(temperature=0)
     demo.send(ENDLESS)
     demo.wait(lambda: len(demo.texts(".answer .prose")[0]) > 20)
+    # Speed and acceptance are there while the answer comes.
+    demo.wait(lambda: "acceptance length" in demo.texts(".answer .foot > span")[0])
+    assert "tokens/s" in demo.texts(".answer .foot > span")[0]
+    assert demo.one("#stop").is_displayed()
     if by == "button":
         demo.one("#stop").click()
     else:
