@@ -85,18 +85,22 @@ class CacheManager:
         self._has_drafts = has_drafts
         self.layout = layout
         self._page_size = layout.page_size
-        self._full_pool = PagePool(layout.num_full_pages)
-        self._sliding_pool = PagePool(layout.num_sliding_pages)
         self._has_full = layout.num_full_pages > 0
         self._has_sliding = layout.num_sliding_pages > 0
         # An entry of the prefix cache lives and dies with its full page.
         self._prefix_caching = prefix_caching and self._has_full
+        self.reset()
+
+    def reset(self) -> None:
+        """As new: no page is held, and none cached. Whatever state a call was broken off in."""
+        self._full_pool = PagePool(self.layout.num_full_pages)
+        self._sliding_pool = PagePool(self.layout.num_sliding_pages)
         self._prefix = PrefixCache(
             self._full_pool,
             self._sliding_pool,
-            page_size=layout.page_size,
-            window=layout.window,
-            has_drafts=has_drafts,
+            page_size=self._page_size,
+            window=self.layout.window,
+            has_drafts=self._has_drafts,
         )
         self._live: dict[SequencePages, None] = {}
 

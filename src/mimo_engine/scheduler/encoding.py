@@ -12,7 +12,7 @@ admission, and a request that lost its hit comes back here.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from mimo_engine.cache.encoder import EncoderCache, EncodeTask
 from mimo_engine.messages import MediaItem
@@ -38,6 +38,9 @@ class EncodingQueue:
 
     def __len__(self) -> int:
         return len(self._requests)
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self._requests)
 
     def append(self, request: Request) -> None:
         self._requests.append(request)

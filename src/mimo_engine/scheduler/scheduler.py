@@ -291,14 +291,20 @@ class Scheduler:
 
     def discard(self) -> None:
         """A step failed, or was interrupted while it was planned or taken in: the results of all in
-        flight are lost. Requests that run end without an output, those that wait go on waiting."""
+        flight are lost. Requests that run end without an output, those that wait go on waiting.
+
+        An interrupt may come between any two lines, so nothing is given back by halves: pages and
+        slots are as new, cached prefixes gone, and who stands in no queue has ended."""
         self._flights.clear()
-        for request in self._running:
-            request.num_in_flight = 0
-            self._forget(request)
-            if request.pages is not None:
-                self._release(request)
         self._running = []
+        self._cache.reset()
+        self._free_slots = list(range(self._config.max_num_seqs))
+        self._blocked_head = None
+        waiting = {*self._waiting, *self._encoding}
+        for request in list(self._requests.values()):
+            request.pages = request.slot = None
+            if request not in waiting:
+                self._forget(request)
 
     def stats(self) -> EngineStats:
         """A snapshot. Pages used are those of live requests; idle cached ones can be had."""

@@ -392,24 +392,3 @@ def test_a_step_that_was_lost_ends_its_requests_and_no_other():
     [output] = scheduler.apply(plan, result_of(plan))
     assert output.request_id == "c"
     add(scheduler, "a", 5)
-
-
-def test_an_interrupt_while_a_step_is_planned_leaves_a_scheduler_that_works(monkeypatch):
-    scheduler = make(max_num_seqs=2)
-    for request_id in "abc":
-        add(scheduler, request_id, 5)
-    step(scheduler)
-    with monkeypatch.context() as patch:
-        patch.setattr(scheduler, "_flights", Interrupts())
-        with pytest.raises(KeyboardInterrupt):
-            scheduler.plan()
-    scheduler.discard()
-    stats = scheduler.stats()
-    assert (stats.num_running, stats.num_waiting, stats.full_pages_used) == (0, 1, 0)
-    add(scheduler, "a", 5)
-    assert [output.request_id for output in step(scheduler)[1]] == ["c", "a"]
-
-
-class Interrupts(list):
-    def append(self, _):
-        raise KeyboardInterrupt
