@@ -29,6 +29,8 @@ __all__ = ["ChatTemplate", "family_template", "normalise_messages"]
 
 Message = dict[str, Any]
 
+_MAX_ARGUMENTS_CHARS = 2**22
+"""Of a tool call in a request: more than a context holds."""
 # Far above what a conversation needs (one step for each message, part, tool and argument).
 _MAX_LOOP_STEPS = 2_000_000
 _TICK = "_count_loop_step"
@@ -334,6 +336,12 @@ def _tool_call(call: Any, where: str) -> Message:
     if arguments is None:
         arguments = {}
     if isinstance(arguments, str):
+        if len(arguments) > _MAX_ARGUMENTS_CHARS:
+            raise RequestError(
+                f"{where}.function.arguments has {len(arguments)} characters; at most "
+                f"{_MAX_ARGUMENTS_CHARS} are taken",
+                param="messages",
+            )
         try:
             arguments = json.loads(arguments)
         except (ValueError, RecursionError) as error:

@@ -20,6 +20,8 @@ MAX_JSON_DEPTH = 128
 """Objects and lists within each other. Python's own recursion ends at about 1000."""
 MAX_JSON_VALUES = 2_000_000
 """Commas and opening brackets outside strings: the token ids of a few of the longest prompts."""
+MAX_JSON_MEMBERS = 200_000
+"""Objects and keys: of messages, parts and schemas, which take far longer to check than ids."""
 
 
 class BodyLimits:
@@ -81,15 +83,21 @@ class JsonMeter:
     """
 
     def __init__(
-        self, *, max_depth: int = MAX_JSON_DEPTH, max_values: int = MAX_JSON_VALUES
+        self,
+        *,
+        max_depth: int = MAX_JSON_DEPTH,
+        max_values: int = MAX_JSON_VALUES,
+        max_members: int = MAX_JSON_MEMBERS,
     ) -> None:
         self._max_depth = max_depth
         self._max_values = max_values
+        self._max_members = max_members
         self._in_string = False
         self._is_escaped = False
         """The last byte was a backslash that escapes what comes next."""
         self._depth = 0
         self._num_values = 0
+        self._num_members = 0
 
     def add(self, data: bytes) -> None:
         """RefusedError: with this piece, the text is over a limit, or not in UTF-8."""
@@ -119,8 +127,11 @@ class JsonMeter:
 
     def _count(self, outside: bytes) -> None:
         brackets = outside.translate(None, _NO_BRACKETS)
-        num_opening = brackets.count(b"[") + brackets.count(b"{")
-        self._num_values += num_opening + outside.count(b",")
+        num_objects = brackets.count(b"{")
+        self._num_members += num_objects + outside.count(b":")
+        self._num_values += num_objects + brackets.count(b"[") + outside.count(b",")
+        if self._num_members > self._max_members:
+            raise _bad(f"it has more than {self._max_members} objects and keys")
         if self._num_values > self._max_values:
             raise _bad(f"it has more than {self._max_values} values")
         for bracket in brackets:

@@ -34,6 +34,15 @@ def num_counted(value):
     return 1 + max(0, len(value) - 1) + sum(map(num_counted, inner))
 
 
+def num_members(value):
+    """Objects and their keys."""
+    if not isinstance(value, list | dict):
+        return 0
+    inner = value.values() if isinstance(value, dict) else value
+    own = 1 + len(value) if isinstance(value, dict) else 0
+    return own + sum(map(num_members, inner))
+
+
 def pieces(data, cuts):
     ends = sorted({cut % (len(data) + 1) for cut in cuts} | {len(data)})
     return [data[begin:end] for begin, end in zip([0, *ends], ends, strict=False) if begin < end]
@@ -49,11 +58,14 @@ def is_refused(meter, parts):
 
 
 @given(value=VALUES, cuts=st.lists(st.integers(0, 10**6), max_size=8), ascii_only=st.booleans())
-def test_depth_and_values_are_those_of_the_parsed_text(value, cuts, ascii_only):
+def test_depth_values_and_members_are_those_of_the_parsed_text(value, cuts, ascii_only):
     data = json.dumps(value, ensure_ascii=ascii_only, indent=1 if cuts else None).encode()
     parts = pieces(data, cuts)
-    levels, values = depth(value), num_counted(value)
-    assert not is_refused(JsonMeter(max_depth=levels, max_values=values), parts)
+    levels, values, members = depth(value), num_counted(value), num_members(value)
+    exact = JsonMeter(max_depth=levels, max_values=values, max_members=members)
+    assert not is_refused(exact, parts)
+    if members:
+        assert is_refused(JsonMeter(max_members=members - 1), parts)
     if levels:
         assert is_refused(JsonMeter(max_depth=levels - 1, max_values=values), parts)
         assert is_refused(JsonMeter(max_depth=levels, max_values=values - 1), parts)
