@@ -8,8 +8,9 @@ import pytest
 from eval_helpers import graded, write_jsonl
 
 from media_files import make_audio, tone
+from mimo_engine.config.transcription import TRANSCRIPTION_PROMPT
 from mimo_engine.errors import ConfigError
-from mimo_engine.eval.asr import INSTRUCTION, asr
+from mimo_engine.eval.asr import asr
 from mimo_engine.eval.evaluation import Options
 
 CLIP = make_audio(tone(0.2))
@@ -32,7 +33,7 @@ def test_a_clip_is_sent_as_it_is_and_the_instruction_after_it(data):
         assert clip["type"] == "audio_url"
         _, _, content = clip["audio_url"]["url"].partition("base64,")
         assert base64.b64decode(content) == CLIP
-        assert text == {"type": "text", "text": INSTRUCTION}
+        assert text == {"type": "text", "text": TRANSCRIPTION_PROMPT}
 
 
 def test_an_item_counts_the_words_of_its_reference_and_the_wrong_ones_of_the_answer(data):
