@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from mimo_engine import __version__
+from mimo_engine.config.security import API_KEY_VARIABLE, check_api_key
 from mimo_engine.errors import ConfigError
 from mimo_engine.eval.client import ApiClient
 from mimo_engine.eval.evaluation import Evaluation, Options
@@ -34,7 +36,7 @@ class Command:
     task: Positional[Literal["gsm8k", "gsm8k-chat", "mmmu", "asr", "tools", "demo"]]
     """What is asked: gsm8k, gsm8k-chat, mmmu, asr, tools or demo."""
     url: str = "http://127.0.0.1:8000"
-    """Of the server."""
+    """Of the server. Where it needs a key, the environment variable MIMO_ENGINE_API_KEY has it."""
     model: str | None = None
     """Name of the model. Default: the one that the server has."""
     data: str | None = None
@@ -109,7 +111,10 @@ def run(command: Command) -> int:
 
 async def _ask_all(command: Command, evaluation: Evaluation) -> tuple[str, list[Outcome]]:
     """The model's name and what became of each item."""
-    async with ApiClient(command.url, timeout_s=command.timeout_s) as client:
+    key = os.environ.get(API_KEY_VARIABLE)
+    if key is not None:
+        check_api_key(key, API_KEY_VARIABLE)
+    async with ApiClient(command.url, timeout_s=command.timeout_s, api_key=key) as client:
         served = await client.served_models()
         model = command.model or _only_model(served)
         with tqdm(total=len(evaluation.items), desc=command.task, unit=" items") as bar:

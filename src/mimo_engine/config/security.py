@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 
 from mimo_engine.errors import ConfigError
 
-__all__ = ["SecurityConfig", "check_api_key"]
+__all__ = ["API_KEY_VARIABLE", "SecurityConfig", "check_api_key"]
+
+API_KEY_VARIABLE = "MIMO_ENGINE_API_KEY"
+"""An environment variable with a key: one more for the server, and the one that `eval` sends."""
 
 # What a browser sends as Origin: no path, no trailing slash.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/@?#*A-Z]+")

@@ -32,8 +32,8 @@ _MAX_REASON = 300
 class ApiClient:
     """Asks the server at `url`, such as http://127.0.0.1:8000, with or without /v1.
 
-    timeout_s: of one request, from its first byte to its last. Proxies of the environment are not
-    used. `transport` and `sleep` are for tests.
+    timeout_s: of one request, from its first byte to its last. api_key: goes along. Proxies of the
+    environment are not used. `transport` and `sleep` are for tests.
     """
 
     def __init__(
@@ -41,13 +41,16 @@ class ApiClient:
         url: str,
         *,
         timeout_s: float,
+        api_key: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
     ) -> None:
         self._url = url.rstrip("/").removesuffix("/v1")
         self._timeout_s = timeout_s
         self._sleep = sleep
+        key = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
         self._http = httpx.AsyncClient(
+            headers={"content-type": "application/json", **key},
             transport=transport,
             timeout=httpx.Timeout(None, connect=_CONNECT_S),
             # The caller bounds how many run at once; a second bound would only hide requests.
@@ -100,12 +103,7 @@ class ApiClient:
     ) -> httpx.Response | Failure:
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._http.request(
-                    method,
-                    f"{self._url}{path}",
-                    content=content,
-                    headers={"content-type": "application/json"},
-                )
+                return await self._http.request(method, f"{self._url}{path}", content=content)
         except TimeoutError:
             return Failure(reason=f"no whole answer after {self._timeout_s:g} s")
         except (httpx.HTTPError, httpx.InvalidURL) as error:

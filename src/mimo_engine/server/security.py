@@ -18,12 +18,11 @@ from pathlib import Path
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mimo_engine.config.security import SecurityConfig, check_api_key
+from mimo_engine.config.security import API_KEY_VARIABLE, SecurityConfig, check_api_key
 from mimo_engine.errors import ConfigError
 from mimo_engine.server.errors import RefusedError, error_response
 
 __all__ = [
-    "API_KEY_VARIABLE",
     "OPEN_PATHS",
     "BrowserGuard",
     "Cors",
@@ -31,9 +30,6 @@ __all__ = [
     "is_loopback",
     "read_api_keys",
 ]
-
-API_KEY_VARIABLE = "MIMO_ENGINE_API_KEY"
-"""An environment variable with one key, beside those of the flags."""
 
 OPEN_PATHS = frozenset({"/", "/health", "/metrics", "/ping"})
 """What probes, scrapers and a browser get without a key, as from vLLM and SGLang: nothing in there

@@ -44,6 +44,18 @@ def ask(*answers, request=CHAT, url="http://engine:8000", timeout_s=60.0):
     return asyncio.run(main()), made, waits
 
 
+def test_a_key_goes_along():
+    async def main():
+        transport = httpx.MockTransport(lambda sent: httpx.Response(200, json=shown(sent)))
+        async with ApiClient("http://e", timeout_s=9, api_key="k", transport=transport) as client:
+            return await client.served_models()
+
+    def shown(sent):
+        return {"data": [{"id": sent.headers["authorization"]}]}
+
+    assert asyncio.run(main()) == ["Bearer k"]
+
+
 @pytest.mark.parametrize(
     "url", ["http://engine:8000", "http://engine:8000/", "http://engine:8000/v1"]
 )
