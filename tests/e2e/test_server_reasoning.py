@@ -124,9 +124,6 @@ def test_tokens_of_reasoning_are_counted_from_tag_to_tag(server):
 
 def test_logprobs_cover_reasoning_and_come_once(server):
     ids = server.tokenizer.encode(THOUGHT)
-    content = ask(server, THOUGHT, logprobs=True)["choices"][0]["logprobs"]["content"]
-    assert len(content) == len(ids) + 1
-    assert [entry["token"] for entry in content[:1]] == ["<think>"]
     messages = [{"role": "user", "content": scripted(THOUGHT)}]
     for step in range(1, 5):
         body = {"messages": messages, "stream": True, "logprobs": True, "seed": step}
@@ -136,7 +133,10 @@ def test_logprobs_cover_reasoning_and_come_once(server):
         streamed = [
             e for choice in choices for e in (choice["logprobs"] or {"content": []})["content"]
         ]
-        assert streamed == content
+        [choice] = ask(server, THOUGHT, logprobs=True, seed=step)["choices"]
+        assert streamed == choice["logprobs"]["content"]
+        assert len(streamed) == len(ids) + 1
+        assert streamed[0]["token"] == "<think>"
 
 
 def test_a_continued_message_goes_on_as_content(server):
