@@ -315,6 +315,9 @@ def test_fields_that_change_no_output_are_taken(server):
     body = {"messages": USER, "max_tokens": 2, "user": "me", "metadata": {"a": "b"}}
     inert = {"store": False, "service_tier": "auto", "tools": [], "tool_choice": "auto"}
     inert |= {"response_format": {"type": "text"}, "parallel_tool_calls": True, "audio": None}
+    inert |= {"thinking_token_budget": 10**30}
+    assert server.post("/v1/chat/completions", body | inert).status_code == 200
+    inert |= {"stream": True, "stream_options": {"include_obfuscation": True}}
     assert server.post("/v1/chat/completions", body | inert).status_code == 200
     assert server.post("/v1/completions", {"prompt": "a", "suffix": None}).status_code == 200
 

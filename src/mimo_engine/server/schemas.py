@@ -124,6 +124,8 @@ def check_sizes(data: Mapping[str, Any]) -> None:
 class StreamOptions(RequestModel):
     include_usage: bool = False
     continuous_usage_stats: bool = False
+    include_obfuscation: bool | None = None
+    """Either way there is none: it hides lengths from who watches encrypted traffic."""
 
 
 class SamplingRequest(RequestModel):

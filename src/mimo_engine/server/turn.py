@@ -274,6 +274,9 @@ def _thinking_spec(
     tokenizer, config = context.tokenizer, context.thinking
     start_id, end_id = tokenizer.find_id("<think>"), tokenizer.find_id("</think>")
     budget = body.thinking_token_budget or config.thinking_token_budget
+    if budget is not None:
+        # No thought is longer than that; a request's number may be of any size.
+        budget = min(budget, context.client.info.max_model_len)
     is_strict = config.strict_thinking or grammar is not None
     if thinking == "off" or start_id is None or end_id is None or not (budget or is_strict):
         return None
