@@ -23,7 +23,6 @@ from mimo_engine.server.objects import (
     ChunkChoice,
     Delta,
     TopLogprob,
-    finite,
 )
 from mimo_engine.server.stream import json_response, stream_events, while_connected
 from mimo_engine.server.turn import Turn
@@ -114,12 +113,6 @@ class _Renderer:
 
 
 def _chat_logprob(entry: TokenLogprobs, tokenizer: Tokenizer) -> ChatLogprob:
-    own = _spelled(entry.token_id, entry.logprob, tokenizer)
-    top = [_spelled(token_id, logprob, tokenizer) for token_id, logprob in entry.top]
+    own = TopLogprob.of(entry.token_id, entry.logprob, tokenizer)
+    top = [TopLogprob.of(token_id, logprob, tokenizer) for token_id, logprob in entry.top]
     return ChatLogprob(own.token, own.bytes, own.logprob, top)
-
-
-def _spelled(token_id: int, logprob: float, tokenizer: Tokenizer) -> TopLogprob:
-    data = tokenizer.token_bytes(token_id)
-    text = data.decode("utf-8", errors="replace")
-    return TopLogprob(text, list(data), finite(logprob))

@@ -11,6 +11,8 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from mimo_engine.chat.tokenizer import Tokenizer
+
 __all__ = [
     "ChatChoice",
     "ChatChunk",
@@ -67,6 +69,11 @@ class TopLogprob(msgspec.Struct, frozen=True):
     token: str
     bytes: list[int]
     logprob: float
+
+    @classmethod
+    def of(cls, token_id: int, logprob: float, tokenizer: Tokenizer) -> TopLogprob:
+        data = tokenizer.token_bytes(token_id)
+        return cls(data.decode("utf-8", errors="replace"), list(data), finite(logprob))
 
 
 class ChatLogprob(msgspec.Struct, frozen=True):

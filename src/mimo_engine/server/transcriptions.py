@@ -193,12 +193,7 @@ class _Renderer:
     def _logprobs(self, entries: Sequence[TokenLogprobs]) -> list[TopLogprob] | UnsetType:
         if not self._body.include:
             return UNSET
-        return [self._spelled(entry) for entry in entries]
-
-    def _spelled(self, entry: TokenLogprobs) -> TopLogprob:
-        data = self._tokenizer.token_bytes(entry.token_id)
-        text = data.decode("utf-8", errors="replace")
-        return TopLogprob(text, list(data), finite(entry.logprob))
+        return [TopLogprob.of(entry.token_id, entry.logprob, self._tokenizer) for entry in entries]
 
 
 def _verbose_segment(index: int, segment: Segment, temperature: float) -> VerboseSegment:
