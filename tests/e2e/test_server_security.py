@@ -10,6 +10,7 @@ import httpx
 import pytest
 from fake_server import MODEL, FakeServer
 
+from mimo_engine.config.engine import SchedulerConfig
 from mimo_engine.config.security import SecurityConfig
 from mimo_engine.server.security import OPEN_PATHS
 
@@ -26,7 +27,8 @@ CHAT = {"messages": [{"role": "user", "content": "a secret of mine"}], "max_toke
 
 @pytest.fixture(scope="module")
 def keyed(tmp_path_factory):
-    with FakeServer(tmp_path_factory.mktemp("keyed"), security=KEYED) as server:
+    long = SchedulerConfig(max_model_len=10_000)
+    with FakeServer(tmp_path_factory.mktemp("keyed"), scheduler=long, security=KEYED) as server:
         yield server
 
 
@@ -162,12 +164,15 @@ def test_json_is_measured_whatever_else_it_says_it_is(plain, kinds):
     assert "128 deep" in error_of("/v1/chat/completions", response)["message"]
 
 
+IDS = [5] * 8000
 BIASES = {str(i): 1 for i in range(1025)}
 WIDE = {"enum": [f"a word with the number {i}" for i in range(6000)]}
 MANY = [
     ("/v1/completions", {"prompt": "a", "n": 129}, "n"),
     ("/v1/completions", {"prompt": ["a"] * 1025}, "prompt"),
     ("/v1/completions", {"prompt": "a", "logprobs": 21}, "logprobs"),
+    ("/v1/completions", {"prompt": IDS, "n": 128, "prompt_logprobs": 20}, "prompt_logprobs"),
+    ("/v1/completions", {"prompt": [IDS] * 8, "n": 128, "logprobs": 0}, "prompt"),
     ("/v1/completions", {"prompt": "a", "stop": ["s"] * 65}, "stop"),
     ("/v1/completions", {"prompt": "a", "stop": ["s" * 1025]}, "stop"),
     ("/v1/completions", {"prompt": "a", "stop_token_ids": [1] * 65}, "stop_token_ids"),

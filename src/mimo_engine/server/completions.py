@@ -20,7 +20,7 @@ from mimo_engine.chat.detokenize import OutputText
 from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.errors import RequestError
 from mimo_engine.messages import TokenLogprobs
-from mimo_engine.server.generation import Generation, ServerContext, Update
+from mimo_engine.server.generation import Generation, ServerContext, Update, check_num_tokens
 from mimo_engine.server.objects import (
     Completion,
     CompletionChoice,
@@ -32,9 +32,6 @@ from mimo_engine.server.schemas import CompletionRequest
 from mimo_engine.server.stream import json_response, stream_events, while_connected
 
 __all__ = ["completions_router"]
-
-MAX_PROMPT_TOKENS = 4_000_000
-"""Of all prompts of one request."""
 
 
 def completions_router(context: ServerContext) -> APIRouter:
@@ -81,12 +78,7 @@ def _token_ids(body: CompletionRequest, context: ServerContext) -> list[list[int
             prompt = _around_gap(prompt, body.suffix, context)
         found.append(prompt)
         num_tokens += len(prompt)
-        if num_tokens > MAX_PROMPT_TOKENS:
-            raise RequestError(
-                f"the prompts have more than {MAX_PROMPT_TOKENS} tokens together: send them in "
-                "several requests",
-                param="prompt",
-            )
+        check_num_tokens(num_tokens * body.num_candidates)
     return found
 
 

@@ -36,7 +36,12 @@ from mimo_engine.server.metrics import Metrics
 from mimo_engine.server.objects import CompletionTokensDetails, PromptTokensDetails, Usage
 from mimo_engine.server.request_log import GenerationLog
 
-__all__ = ["LOOPED", "Generation", "ServerContext", "Update"]
+__all__ = ["LOOPED", "Generation", "ServerContext", "Update", "check_num_tokens"]
+
+MAX_PROMPT_TOKENS = 8_000_000
+"""Of one request, each prompt counted for every answer."""
+MAX_PROMPT_LOGPROBS = 8_000_000
+"""Of one request. A prompt of 262,144 tokens has room for 20 at each."""
 
 LOOPED = "repetition_truncation"
 """The finish reason of an output that the loop guard ended; the name is that of Xiaomi's API."""
@@ -115,6 +120,7 @@ class Generation:
         """`media` and their `features` are the one prompt's, where there is one."""
         for prompt in prompts:
             _check_prompt(context, prompt, params)
+        check_num_tokens(sum(map(len, prompts)) * params.n, params.prompt_logprobs)
         self._context = context
         self._n = params.n
         self._features = features
@@ -273,6 +279,23 @@ def _cut(output: TokenOutput, num_tokens: int) -> TokenOutput:
         finish_reason=LOOPED,
         stop_token_id=None,
     )
+
+
+def check_num_tokens(num_tokens: int, prompt_logprobs: int | None = None) -> None:
+    """RequestError: too many. num_tokens: of all prompts of a request, for every answer."""
+    if num_tokens > MAX_PROMPT_TOKENS:
+        raise RequestError(
+            f"the prompts, each counted for every answer, have more than {MAX_PROMPT_TOKENS} "
+            "tokens together: send them in several requests",
+            param="prompt",
+        )
+    num_logprobs = 0 if prompt_logprobs is None else num_tokens * (prompt_logprobs + 1)
+    if num_logprobs > MAX_PROMPT_LOGPROBS:
+        raise RequestError(
+            f"the request asks for {num_logprobs} log-probabilities of prompts; at most "
+            f"{MAX_PROMPT_LOGPROBS} are given: ask for fewer a token, or in several requests",
+            param="prompt_logprobs",
+        )
 
 
 def _single(params: SamplingParams, k: int) -> SamplingParams:
