@@ -25,6 +25,7 @@ from mimo_engine.model.text import TextModel
 from mimo_engine.model.vision import MiMoVisionTransformer
 from mimo_engine.multimodal.audio import audio_features
 from mimo_engine.multimodal.image import image_features
+from mimo_engine.multimodal.inputs import VideoOptions
 from mimo_engine.multimodal.video import video_features
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True, logprobs=2)
@@ -98,7 +99,7 @@ def reference_scores(model_dir, output):
         return encode_audio(tokenizer, encoder, [torch.from_numpy(mel) for mel in mels])
 
     pictures = see(image_features(gradient(160, 128), processor, limits, dtype="float32"))
-    frames = see(video_features(VIDEO, processor, limits, dtype="float32"))
+    frames = see(video_features(VIDEO, processor, limits, VideoOptions(), dtype="float32"))
     # The pictures of two seconds take 12 of the 13 rows of their sound.
     video_sound, clip = hear(VIDEO)[:12], hear((tone(1.0)[0], 24_000))
     ids = torch.tensor(output.prompt_token_ids)

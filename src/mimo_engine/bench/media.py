@@ -33,6 +33,7 @@ from mimo_engine.bench.record import append_result
 from mimo_engine.config.media_settings import MediaLimits
 from mimo_engine.config.processor import CLIP_STATS, ProcessorConfig
 from mimo_engine.multimodal.image import image_features
+from mimo_engine.multimodal.inputs import VideoOptions
 from mimo_engine.multimodal.video import video_features
 
 __all__ = ["RELEASED", "ImageSpeed", "VideoCost", "main", "measure_image", "measure_video"]
@@ -156,7 +157,7 @@ def _video_cost(path: Path, dtype: str) -> VideoCost:
     watcher.start()
     start = perf_counter()
     try:
-        features = video_features(path, RELEASED, MediaLimits(), dtype=dtype)
+        features = video_features(path, RELEASED, MediaLimits(), VideoOptions(), dtype=dtype)
         seconds = perf_counter() - start
     finally:
         done.set()

@@ -17,6 +17,7 @@ import numpy as np
 from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.config.processor import ProcessorConfig
 from mimo_engine.multimodal.frame_sampling import video_rules
+from mimo_engine.multimodal.inputs import VideoOptions
 from mimo_engine.multimodal.interleave import Layout, audio_layout, image_layout, video_layout
 from mimo_engine.multimodal.mel import LogMel
 from mimo_engine.multimodal.pixels import PatchWriter, Size, image_size
@@ -88,7 +89,7 @@ def _video(
     frames: Sequence[np.ndarray] | np.ndarray, fps: float, config: ProcessorConfig, dtype: str
 ) -> Vision:
     height, width = frames[0].shape[:2]
-    target = video_rules(config).frame_size(height, width, len(frames))
+    target = video_rules(config, VideoOptions()).frame_size(height, width, len(frames))
     vision = _patches(frames, target, config, dtype)
     times = tuple((np.arange(len(frames), dtype=np.float32) / np.float32(fps)).tolist())
     missing = -len(frames) % config.temporal_patch_size

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import TypedDict
 
 import numpy as np
 
 from mimo_engine.config.processor import ProcessorConfig
 from mimo_engine.errors import RequestError
+from mimo_engine.multimodal.inputs import VideoOptions
 from mimo_engine.multimodal.pixels import Size, pixel_limits, smart_resize
 
-__all__ = ["FrameSample", "VideoOptions", "VideoRules", "sample_frames", "video_rules"]
-
-
-class VideoOptions(TypedDict, total=False):
-    """What a request may say about a video. Left out, or None: as the checkpoint says."""
-
-    fps: float | None
-    """Frames to see for each second."""
-    min_frames: int | None
-    max_frames: int | None
-    min_pixels: int | None
-    """Of one frame, as the model sees it."""
-    max_pixels: int | None
-    total_max_pixels: int | None
-    """Of all steps of a video; the two frames of a step count once."""
+__all__ = ["FrameSample", "VideoRules", "sample_frames", "video_rules"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,39 +44,21 @@ class VideoRules:
         )
 
 
-def video_rules(
-    config: ProcessorConfig,
-    *,
-    fps: float | None = None,
-    min_frames: int | None = None,
-    max_frames: int | None = None,
-    min_pixels: int | None = None,
-    max_pixels: int | None = None,
-    total_max_pixels: int | None = None,
-) -> VideoRules:
-    """Options (`VideoOptions`) over what the checkpoint says. Raises RequestError."""
-    if fps is not None and not 0 < fps < math.inf:
-        raise RequestError(f"fps is {fps}: it must be positive")
-    if max_frames is not None and max_frames < config.temporal_patch_size:
-        raise RequestError(
-            f"max_frames is {max_frames}: it must be at least {config.temporal_patch_size}, as the "
-            f"model sees {config.temporal_patch_size} frames at a time"
-        )
-    if min_frames is not None and min_frames < 1:
-        raise RequestError(f"min_frames is {min_frames}: it must be positive")
+def video_rules(config: ProcessorConfig, options: VideoOptions) -> VideoRules:
+    """`options` over what the checkpoint says. Raises RequestError."""
     least, most = pixel_limits(
-        config.video_min_pixels, config.video_max_pixels, min_pixels, max_pixels
+        config.video_min_pixels, config.video_max_pixels, options.min_pixels, options.max_pixels
     )
     total_limit = config.video_total_max_pixels * config.temporal_compression_ratio
-    total = config.video_total_max_pixels if total_max_pixels is None else total_max_pixels
-    if not 1 <= total <= config.video_total_max_pixels:
+    total = options.total_max_pixels or config.video_total_max_pixels
+    if total > config.video_total_max_pixels:
         raise RequestError(
             f"total_max_pixels is {total}: it must be 1 ... {config.video_total_max_pixels}"
         )
     return VideoRules(
-        fps=config.fps if fps is None else fps,
-        min_frames=config.min_frames if min_frames is None else min_frames,
-        max_frames=config.max_frames if max_frames is None else max_frames,
+        fps=options.fps or config.fps,
+        min_frames=options.min_frames or config.min_frames,
+        max_frames=options.max_frames or config.max_frames,
         min_pixels=least,
         max_pixels=most,
         total_max_pixels=total * config.temporal_compression_ratio,

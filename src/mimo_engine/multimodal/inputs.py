@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
 from mimo_engine.errors import RequestError
@@ -23,6 +23,7 @@ __all__ = [
     "MediaInput",
     "VideoAudioInput",
     "VideoInput",
+    "VideoOptions",
     "read_input",
 ]
 
@@ -52,12 +53,9 @@ class ImageInput:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VideoInput:
-    """One video. None: as the checkpoint says."""
+class VideoOptions:
+    """Which frames of a video are looked at, and how large. None: as the checkpoint says."""
 
-    kind: ClassVar[MediaKind] = "video"
-
-    source: Source
     fps: float | None = None
     """Frames to look at for each second of the video."""
     max_frames: int | None = None
@@ -67,10 +65,7 @@ class VideoInput:
     max_pixels: int | None = None
     """Of each frame that the model sees, both included."""
     total_max_pixels: int | None = None
-    """Of all frames together."""
-    use_audio: bool | None = None
-    """None: the video's own sound goes with it if there is any. True: there must be. False: its
-    pictures alone."""
+    """Of all steps of a video; the two frames of a step count once."""
 
     def __post_init__(self) -> None:
         _check_fps(self.fps)
@@ -79,6 +74,21 @@ class VideoInput:
             _check_count(getattr(self, name), name)
         _check_order(self.min_frames, self.max_frames, "frames")
         _check_order(self.min_pixels, self.max_pixels, "pixels")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoInput:
+    """One video."""
+
+    kind: ClassVar[MediaKind] = "video"
+
+    source: Source
+    options: VideoOptions = field(default_factory=VideoOptions)
+    use_audio: bool | None = None
+    """None: the video's own sound goes with it if there is any. True: there must be. False: its
+    pictures alone."""
+
+    def __post_init__(self) -> None:
         if not isinstance(self.use_audio, bool | None):
             raise RequestError(f"use_audio must be true or false, not {shown(self.use_audio)}")
 
@@ -211,7 +221,10 @@ def _read_video(part: Mapping[str, Any], key: str) -> VideoInput | VideoAudioInp
     value, options = _split(part, key, "video", apart=sounds)
     _check_known(options, _VIDEO_OPTIONS, "a video")
     _choice(options.pop("media_resolution", "default"), "media_resolution", _MEDIA_RESOLUTIONS)
-    video = VideoInput(source=read_source(value, "video"), **options)
+    use_audio = options.pop("use_audio", None)
+    video = VideoInput(
+        source=read_source(value, "video"), options=VideoOptions(**options), use_audio=use_audio
+    )
     if sounds:
         name = _only_key(part, sounds, "a video with sound from elsewhere")
         with _errors_at(name):

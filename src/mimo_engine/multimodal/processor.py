@@ -42,7 +42,8 @@ from mimo_engine.multimodal.interleave import Layout, audio_layout, image_layout
 from mimo_engine.multimodal.placeholders import hide_pads, split_prompt
 from mimo_engine.multimodal.shared_arrays import SharedArrays
 from mimo_engine.multimodal.sources import BytesSource, MediaKind
-from mimo_engine.multimodal.video import has_audio_stream, video_features, video_frames_features
+from mimo_engine.multimodal.video import video_features, video_frames_features
+from mimo_engine.multimodal.video_file import has_audio_stream
 
 __all__ = ["MediaProcessor", "MultimodalProcessorOutput", "Render"]
 
@@ -266,31 +267,14 @@ class MediaProcessor:
 
     def _video(self, video: VideoInput, data: Any) -> VisionFeatures:
         assert self._config is not None
-        if isinstance(data, tuple):
-            frames, fps = data
-            if any(value is not None for value in (video.fps, video.min_frames, video.max_frames)):
-                raise RequestError("frames of a video are all looked at: leave fps and limits out")
-            return video_frames_features(
-                frames,
-                self._config,
-                self._limits,
-                dtype=self._dtype,
-                fps=fps,
-                min_pixels=video.min_pixels,
-                max_pixels=video.max_pixels,
-                total_max_pixels=video.total_max_pixels,
-            )
-        return video_features(
-            data,
-            self._config,
-            self._limits,
-            dtype=self._dtype,
-            fps=video.fps,
-            min_frames=video.min_frames,
-            max_frames=video.max_frames,
-            min_pixels=video.min_pixels,
-            max_pixels=video.max_pixels,
-            total_max_pixels=video.total_max_pixels,
+        options = video.options
+        if not isinstance(data, tuple):
+            return video_features(data, self._config, self._limits, options, dtype=self._dtype)
+        frames, fps = data
+        if options.fps or options.min_frames or options.max_frames:
+            raise RequestError("frames of a video are all looked at: leave fps and limits out")
+        return video_frames_features(
+            frames, self._config, self._limits, options, dtype=self._dtype, fps=fps
         )
 
     def _sound(self, data: Any) -> AudioFeatures:

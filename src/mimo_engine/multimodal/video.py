@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Unpack
 
 import numpy as np
 
@@ -19,38 +18,29 @@ from mimo_engine.config.media_settings import MediaLimits
 from mimo_engine.config.processor import ProcessorConfig
 from mimo_engine.errors import RequestError
 from mimo_engine.multimodal.features import VisionFeatures
-from mimo_engine.multimodal.frame_sampling import (
-    VideoOptions,
-    VideoRules,
-    sample_frames,
-    video_rules,
-)
+from mimo_engine.multimodal.frame_sampling import VideoRules, sample_frames, video_rules
 from mimo_engine.multimodal.image import ImageSource, load_image
+from mimo_engine.multimodal.inputs import VideoOptions
 from mimo_engine.multimodal.pixels import PatchWriter
 from mimo_engine.multimodal.shared_arrays import SharedArrays
-from mimo_engine.multimodal.video_file import (
-    RgbConverter,
-    decode_frames,
-    has_audio_stream,
-    scan_video,
-)
+from mimo_engine.multimodal.video_file import RgbConverter, decode_frames, scan_video
 
-__all__ = ["has_audio_stream", "video_features", "video_frames_features"]
+__all__ = ["video_features", "video_frames_features"]
 
 
 def video_features(
     source: bytes | Path,
     config: ProcessorConfig,
     limits: MediaLimits,
+    options: VideoOptions,
     *,
     dtype: str,
-    **options: Unpack[VideoOptions],
 ) -> VisionFeatures:
     """Features of a video file, in `dtype` (float32 or bfloat16). Raises RequestError.
 
     source: the content of the file, or its path.
     """
-    rules = video_rules(config, **options)
+    rules = video_rules(config, options)
     scan = scan_video(source)
     num_frames = scan.num_frames
     for _ in range(2):
@@ -67,28 +57,22 @@ def video_frames_features(
     frames: np.ndarray | Sequence[ImageSource],
     config: ProcessorConfig,
     limits: MediaLimits,
+    options: VideoOptions,
     *,
     dtype: str,
     fps: float,
-    min_pixels: int | None = None,
-    max_pixels: int | None = None,
-    total_max_pixels: int | None = None,
 ) -> VisionFeatures:
     """Features of a video whose frames the caller has chosen, all of them. Raises RequestError.
 
     frames: uint8 [num_frames, height, width, 3], or pictures as `load_image` takes them, of one
-    size. fps: frames for each second, the first one at 0. The last frame stands for those that a
-    step lacks.
+    size. options: of their size. fps: frames for each second, the first one at 0. The last frame
+    stands for those that a step lacks.
     """
     num_frames = len(frames)
     if not num_frames:
         raise RequestError("the video has no frames")
-    if not 0 < fps < math.inf:
-        raise RequestError(f"fps is {fps}: it must be positive")
     times = tuple((np.arange(num_frames, dtype=np.float32) / np.float32(fps)).tolist())
-    rules = video_rules(
-        config, min_pixels=min_pixels, max_pixels=max_pixels, total_max_pixels=total_max_pixels
-    )
+    rules = video_rules(config, options)
     sink = _FrameSink(config, rules, dtype, num_frames=num_frames)
     size = None
     for index, frame in enumerate(frames):

@@ -17,7 +17,7 @@ from mimo_engine.eval.demo_sets import NUM_EXAMPLES, demo_evaluation, demo_sets,
 from mimo_engine.eval.evaluation import Options
 from mimo_engine.eval.media_uris import video_uri, wav_uri
 from mimo_engine.multimodal.image import load_image
-from mimo_engine.multimodal.inputs import read_input
+from mimo_engine.multimodal.inputs import VideoOptions, read_input
 from mimo_engine.multimodal.sound import file_blocks
 from mimo_engine.multimodal.video import video_features, video_frames_features
 from mimo_engine.multimodal.video_file import RgbConverter, decode_frames, scan_video
@@ -99,11 +99,10 @@ def test_the_model_sees_all_frames_of_a_video_file_as_it_does_those_of_an_array(
         file_of(wired["video_url"]["url"]),
         CONFIG,
         LIMITS,
+        asked.options,
         dtype="float32",
-        min_frames=asked.min_frames,
-        max_frames=asked.max_frames,
     )
-    drawn = video_frames_features(frames, CONFIG, LIMITS, dtype="float32", fps=fps)
+    drawn = video_frames_features(frames, CONFIG, LIMITS, VideoOptions(), dtype="float32", fps=fps)
     assert seen.grid == drawn.grid
     assert seen.timestamps[::2] == pytest.approx(drawn.timestamps[::2])
     assert np.array_equal(seen.shared.arrays[0], drawn.shared.arrays[0])

@@ -10,13 +10,18 @@ from hypothesis import strategies as st
 from media_config import processor_config
 from mimo_engine.errors import RequestError
 from mimo_engine.multimodal.frame_sampling import sample_frames, video_rules
+from mimo_engine.multimodal.inputs import VideoOptions
 
 CONFIG = processor_config()
 NTSC = float(Fraction(30000, 1001))
 
 
+def rules_of(**options):
+    return video_rules(CONFIG, VideoOptions(**options))
+
+
 def sample(num_frames, source_fps, **options):
-    return sample_frames(num_frames, source_fps, video_rules(CONFIG, **options))
+    return sample_frames(num_frames, source_fps, rules_of(**options))
 
 
 def test_ten_seconds_are_ten_frames():
@@ -64,7 +69,7 @@ def test_a_video_gets_the_frames_and_the_size_of_the_fact_sheet(case):
     num_frames, fps, (width, height), options, count, size, grid, tokens, total = case
     frames = sample(num_frames, float(fps), **options)
     assert len(frames.indices) == count
-    assert video_rules(CONFIG, **options).frame_size(height, width, count) == size
+    assert rules_of(**options).frame_size(height, width, count) == size
     assert (count // 2, size[0] // 16, size[1] // 16) == grid
     assert size[0] * size[1] // 1024 == tokens
     assert 2 + sum(len(text) + 2 + tokens for text in texts(frames)) == total
@@ -117,7 +122,7 @@ def test_the_number_of_frames_is_rounded_down_to_an_even_one():
     ("count", "most"), [(2, 8_388_608), (64, 8_388_608), (600, 894_784), (3600, 149_130)]
 )
 def test_frames_share_the_pixels_of_a_video(count, most):
-    size = video_rules(CONFIG).frame_size(4000, 4000, count)
+    size = rules_of().frame_size(4000, 4000, count)
     assert size.height * size.width <= most
     assert (size.height + 32) * (size.width + 32) > most
 
@@ -131,38 +136,32 @@ def test_less_than_two_frames_are_refused(num_frames, said):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"fps": 0}, "fps is 0"),
-        ({"fps": -1.0}, "fps is -1"),
-        ({"fps": float("nan")}, "fps is nan"),
-        ({"fps": float("inf")}, "fps is inf"),
-        ({"max_frames": 1}, "max_frames is 1: it must be at least 2"),
-        ({"min_frames": 0}, "min_frames is 0"),
-        ({"min_pixels": 0}, "min_pixels is 0"),
         ({"max_pixels": 8_388_609}, "max_pixels is 8388609"),
-        ({"min_pixels": 9000, "max_pixels": 8999}, "above max_pixels"),
-        ({"total_max_pixels": 0}, "total_max_pixels is 0"),
         ({"total_max_pixels": 268_435_457}, "total_max_pixels is 268435457"),
     ],
 )
-def test_an_option_out_of_range_is_refused(options, said):
+def test_more_pixels_than_the_checkpoint_has_are_refused(options, said):
     with pytest.raises(RequestError, match=said):
-        video_rules(CONFIG, **options)
+        rules_of(**options)
 
 
 def test_options_left_out_are_those_of_the_checkpoint():
-    names = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_max_pixels")
-    assert video_rules(CONFIG, **dict.fromkeys(names)) == video_rules(CONFIG)
+    rules = rules_of()
+    for name in ("fps", "min_frames", "max_frames"):
+        assert getattr(rules, name) == getattr(CONFIG, name)
+    for name in ("min_pixels", "max_pixels", "total_max_pixels"):
+        assert getattr(rules, name) == getattr(CONFIG, f"video_{name}")
 
 
 def test_no_option_leads_to_more_pixels_than_a_video_may_have():
-    rules = video_rules(CONFIG, min_pixels=1_000_000)
+    rules = rules_of(min_pixels=1_000_000)
     assert rules.frame_size(1080, 1920, 500) == (768, 1376)
     with pytest.raises(RequestError, match="600 frames of at least 1000000 pixels"):
         rules.frame_size(1080, 1920, 600)
-    many = video_rules(CONFIG, fps=100.0, max_frames=70_000)
+    many = rules_of(fps=100.0, max_frames=70_000)
     with pytest.raises(RequestError, match="70000 frames of at least 8192 pixels"):
         many.frame_size(1080, 1920, 70_000)
-    assert video_rules(CONFIG, total_max_pixels=1000).frame_size(1080, 1920, 100) == (64, 96)
+    assert rules_of(total_max_pixels=1000).frame_size(1080, 1920, 100) == (64, 96)
 
 
 @given(

@@ -12,6 +12,7 @@ from mimo_engine.multimodal.inputs import (
     ImageInput,
     VideoAudioInput,
     VideoInput,
+    VideoOptions,
     read_input,
 )
 from mimo_engine.multimodal.sources import EncodedSource, ObjectSource, UrlSource
@@ -83,7 +84,8 @@ def test_options_stand_within_or_beside_and_null_is_not_given():
         "total_max_pixels": 10**9,
         "use_audio": False,
     }
-    expected = VideoInput(source=SOURCE, **options)
+    rules = {name: value for name, value in options.items() if name != "use_audio"}
+    expected = VideoInput(source=SOURCE, options=VideoOptions(**rules), use_audio=False)
     within = {"type": "video_url", "video_url": {"url": URL, **options}}
     assert read_input(within, WHERE) == expected
     assert read_input(video(**options), WHERE) == expected
@@ -141,7 +143,7 @@ def test_a_video_that_must_have_sound_is_a_video_with_sound():
 )
 def test_sound_beside_a_video_takes_the_place_of_its_own(sound):
     assert read_input(video(fps=2, **sound), WHERE) == VideoAudioInput(
-        video=VideoInput(source=SOURCE, fps=2),
+        video=VideoInput(source=SOURCE, options=VideoOptions(fps=2)),
         audio=AudioInput(source=EncodedSource(text="AAAA")),
     )
 
@@ -158,7 +160,7 @@ def test_decoded_media_come_with_options_beside_them():
     frames = np.zeros((8, 32, 32, 3), np.uint8)
     part = {"type": "video", "video": {"frames": frames, "fps": 25}, "fps": 2}
     read = read_input(part, WHERE)
-    assert (read.source.value, read.fps) == ((frames, 25), 2)
+    assert (read.source.value, read.options.fps) == ((frames, 25), 2)
     wave = {"array": frames[0, 0, :, 0], "sampling_rate": 16000}
     assert isinstance(read_input({"type": "audio", "audio": wave}, WHERE).source, ObjectSource)
 
