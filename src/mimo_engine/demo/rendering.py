@@ -58,7 +58,7 @@ def render(example: Example, template: ChatTemplate) -> Rendered:
     )
     conversation = template.render(whole, tools=example.tools, add_generation_prompt=False)
     assert conversation.startswith(prompt), "an answer with a thought, though thinking is off"
-    return Rendered(texts=split_prompt(prompt, kinds).texts, completion=conversation[len(prompt) :])
+    return Rendered(texts=split_prompt(prompt, kinds), completion=conversation[len(prompt) :])
 
 
 def _shown(message: Message) -> Message:

@@ -87,7 +87,8 @@ def sound_chunks(
     """
     rate, start = config.sampling_rate, 0
     with closing(file_blocks(source)) as blocks:
-        for samples in _cut(_limited(blocks, limits), Cutter(rate, longest_s), rate):
+        resampled = _resampled(_limited(blocks, limits), rate)
+        for samples in _cut(resampled, Cutter(rate, longest_s)):
             if start == 0 and len(samples) < LEAST_S * rate:
                 break
             yield SoundChunk(
@@ -100,14 +101,20 @@ def sound_chunks(
         )
 
 
-def _cut(blocks: Iterator[SoundBlock], cutter: Cutter, rate: int) -> Iterator[np.ndarray]:
+def _cut(sound: Iterator[np.ndarray], cutter: Cutter) -> Iterator[np.ndarray]:
+    for samples in sound:
+        yield from cutter.push(samples)
+    yield from cutter.finish()
+
+
+def _resampled(blocks: Iterator[SoundBlock], rate: int) -> Iterator[np.ndarray]:
+    """float32 [n] each, n >= 0."""
     resampler: Resampler | None = None
     for block in blocks:
         resampler = resampler or Resampler(block.rate, rate)
-        yield from cutter.push(resampler.push(block.samples))
+        yield resampler.push(block.samples)
     if resampler is not None:
-        yield from cutter.push(resampler.finish())
-    yield from cutter.finish()
+        yield resampler.finish()
 
 
 def _limited(blocks: Iterator[SoundBlock], limits: MediaLimits) -> Iterator[SoundBlock]:
@@ -127,12 +134,8 @@ def _write_mels(blocks: Iterator[SoundBlock], config: ProcessorConfig, shared: S
     """Fill `shared`, and return the number of samples at the processor's rate."""
     mel = LogMel(config)
     segments = _Segments(config, shared)
-    resampler: Resampler | None = None
-    for block in blocks:
-        resampler = resampler or Resampler(block.rate, config.sampling_rate)
-        segments.add(mel.push(resampler.push(block.samples)))
-    if resampler is not None:
-        segments.add(mel.push(resampler.finish()))
+    for samples in _resampled(blocks, config.sampling_rate):
+        segments.add(mel.push(samples))
     segments.add(mel.finish())
     segments.finish()
     return mel.num_samples

@@ -28,6 +28,7 @@ from mimo_engine.multimodal.sources import (
     PathSource,
     Source,
     UrlSource,
+    errors_at,
     shown,
 )
 
@@ -73,30 +74,25 @@ class MediaFetcher:
         regular file, with no symbolic link left in it. It stays under the media roots as long as
         nobody changes directories there meanwhile: whoever sends requests must not be able to.
         """
-        try:
+        with errors_at(where):
             match source:
                 case UrlSource(url=url):
                     async with self._slots:
                         data = await self._downloader.get(url)
-                    return self._sized(data)
                 case PathSource(path=path):
                     return await asyncio.to_thread(self._file, path)
                 case EncodedSource(text=text):
-                    return self._sized(await asyncio.to_thread(self._decoded, text))
+                    data = await asyncio.to_thread(self._decoded, text)
                 case BytesSource(data=data):
-                    return self._sized(data)
+                    pass
                 case ObjectSource(value=value):
                     return value
-        except RequestError as error:
-            raise RequestError(f"{where}: {error}", param=where) from error
+            self._check_size(len(data))
+            return data
 
     async def close(self) -> None:
         """Let go of the threads. Downloads close their connections themselves."""
         self._downloader.close()
-
-    def _sized(self, data: bytes) -> bytes:
-        self._check_size(len(data))
-        return data
 
     def _check_size(self, num_bytes: int) -> None:
         if num_bytes == 0:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 import warnings
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from mimo_engine.errors import RequestError
 from mimo_engine.multimodal.features import VisionFeatures
 from mimo_engine.multimodal.pixels import PatchWriter, image_size
 from mimo_engine.multimodal.shared_arrays import SharedArrays
+from mimo_engine.multimodal.sources import opened
 
 __all__ = ["ImageSource", "image_features", "load_image"]
 
@@ -75,7 +75,7 @@ def load_image(source: ImageSource, config: ProcessorConfig, limits: MediaLimits
         if isinstance(source, Image.Image):
             _check_size(source.size, limits)
             return _to_rgb(source, config)
-        with Image.open(BytesIO(_content(source)), formats=_FORMATS) as image:
+        with opened(source, "image") as file, Image.open(file, formats=_FORMATS) as image:
             _check_size(image.size, limits)
             return _to_rgb(image, config)
     except RequestError:
@@ -92,15 +92,6 @@ def load_image(source: ImageSource, config: ProcessorConfig, limits: MediaLimits
         raise RequestError(
             f"the image cannot be decoded, it is damaged or incomplete ({error}): save it again"
         ) from error
-
-
-def _content(source: bytes | Path) -> bytes:
-    if isinstance(source, bytes):
-        return source
-    try:
-        return source.read_bytes()
-    except OSError as error:
-        raise RequestError(f"the image cannot be read: {error.strerror}") from error
 
 
 def _load_array(array: np.ndarray, config: ProcessorConfig, limits: MediaLimits) -> np.ndarray:

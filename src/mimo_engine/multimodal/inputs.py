@@ -8,13 +8,19 @@ refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
 from mimo_engine.errors import RequestError
-from mimo_engine.multimodal.sources import MediaKind, Source, holds_object, read_source, shown
+from mimo_engine.multimodal.sources import (
+    MediaKind,
+    Source,
+    errors_at,
+    holds_object,
+    read_source,
+    shown,
+)
 
 __all__ = [
     "MEDIA_KINDS",
@@ -165,10 +171,10 @@ def read_input(part: Mapping[str, Any], where: str) -> MediaInput:
     where: the part's place in the request, such as messages[0].content[1]; RequestError begins with
     it. Options stand in the object with the url or beside it, in the part. null is not given.
     """
-    with _errors_at(where):
+    with errors_at(where):
         kind = _kind(part)
         key = _only_key(part, _KEYS[kind], f"a part of type {part['type']}")
-    with _errors_at(f"{where}.{key}"):
+    with errors_at(f"{where}.{key}"):
         match kind:
             case "image":
                 return _read_image(part, key)
@@ -176,14 +182,6 @@ def read_input(part: Mapping[str, Any], where: str) -> MediaInput:
                 return _read_video(part, key)
             case "audio":
                 return _read_audio(part, key)
-
-
-@contextmanager
-def _errors_at(where: str) -> Iterator[None]:
-    try:
-        yield
-    except RequestError as error:
-        raise RequestError(f"{where}: {error}", param=where) from error
 
 
 def _kind(part: Any) -> MediaKind:
@@ -227,7 +225,7 @@ def _read_video(part: Mapping[str, Any], key: str) -> VideoInput | VideoAudioInp
     )
     if sounds:
         name = _only_key(part, sounds, "a video with sound from elsewhere")
-        with _errors_at(name):
+        with errors_at(name):
             audio = _read_audio({name: part[name]}, name)
         return VideoAudioInput(video=video, audio=audio)
     return VideoAudioInput(video=video) if video.use_audio else video

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mimo_engine.errors import RequestError
 from mimo_engine.multimodal.sources import MediaKind
 
-__all__ = ["SplitPrompt", "hide_pads", "split_prompt"]
+__all__ = ["hide_pads", "split_prompt"]
 
 _TRIPLE = re.compile(
     r"<\|vision_start\|><\|(image|video)_pad\|><\|vision_end\|>"
@@ -25,14 +24,6 @@ _TRIPLE = re.compile(
 # The hidden form has a character from a private-use area, so that no text has it by chance.
 _PAD = re.compile(r"<(?=\|(?:image|video|audio)_pad\|>)")
 _HIDDEN_PAD = re.compile(r"<\ue000(?=\|(?:image|video|audio)_pad\|>)")
-
-
-@dataclass(frozen=True, slots=True)
-class SplitPrompt:
-    """texts[0], media 0, texts[1], media 1, ..., texts[-1]."""
-
-    texts: tuple[str, ...]
-    kinds: tuple[MediaKind, ...]
 
 
 def hide_pads(value: Any) -> Any:
@@ -46,8 +37,8 @@ def hide_pads(value: Any) -> Any:
     return value
 
 
-def split_prompt(text: str, kinds: Sequence[MediaKind]) -> SplitPrompt:
-    """Cut the rendered `text` at its media, whose `kinds` are known from the messages.
+def split_prompt(text: str, kinds: Sequence[MediaKind]) -> list[str]:
+    """The rendered `text` before, between and after its media, whose `kinds` the messages tell.
 
     RequestError when the template does not show each of them, in order.
     """
@@ -62,8 +53,7 @@ def split_prompt(text: str, kinds: Sequence[MediaKind]) -> SplitPrompt:
             f"the chat template shows {_listed(found)} where the messages have {_listed(kinds)}",
             param="messages",
         )
-    shown = tuple(_HIDDEN_PAD.sub("<", piece) for piece in texts)
-    return SplitPrompt(shown, tuple(kinds))
+    return [_HIDDEN_PAD.sub("<", piece) for piece in texts]
 
 
 def _listed(kinds: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -41,7 +41,7 @@ from mimo_engine.multimodal.inputs import (
 from mimo_engine.multimodal.interleave import Layout, audio_layout, image_layout, video_layout
 from mimo_engine.multimodal.placeholders import hide_pads, split_prompt
 from mimo_engine.multimodal.shared_arrays import SharedArrays
-from mimo_engine.multimodal.sources import BytesSource, MediaKind
+from mimo_engine.multimodal.sources import BytesSource, MediaKind, errors_at
 from mimo_engine.multimodal.video import video_features, video_frames_features
 from mimo_engine.multimodal.video_file import has_audio_stream
 
@@ -156,9 +156,9 @@ class MediaProcessor:
         inputs = [(where, read_input(part, where)) for where, part in parts]
         kinds: list[MediaKind] = [media.kind for _, media in inputs]
         text = await asyncio.to_thread(render, hide_pads(_shown(messages, kinds)))
-        split = split_prompt(text, kinds)
+        texts = split_prompt(text, kinds)
         decoded = await self._all(inputs)
-        return await asyncio.to_thread(self._assemble, text, split.texts, decoded, self._config)
+        return await asyncio.to_thread(self._assemble, text, texts, decoded, self._config)
 
     @property
     def takes_media(self) -> bool:
@@ -178,7 +178,8 @@ class MediaProcessor:
         try:
             while True:
                 step = self._threads.submit(next, chunks, None)
-                chunk = await _named(where, asyncio.wrap_future(step))
+                with errors_at(where):
+                    chunk = await asyncio.wrap_future(step)
                 if chunk is None:
                     break
                 yield chunk
@@ -252,7 +253,8 @@ class MediaProcessor:
     async def _run(self, where: str, work: Callable[..., T], *arguments: Any) -> T:
         """`work` on a thread; its RequestErrors name the part."""
         loop = asyncio.get_running_loop()
-        return await _named(where, loop.run_in_executor(self._threads, work, *arguments))
+        with errors_at(where):
+            return await loop.run_in_executor(self._threads, work, *arguments)
 
     def _image(self, image: ImageInput, data: Any) -> VisionFeatures:
         assert self._config is not None
@@ -351,14 +353,6 @@ class MediaProcessor:
             tokens_per_step,
             None if one.audio is None else one.audio.num_tokens,
         )
-
-
-async def _named(where: str, work: Awaitable[T]) -> T:
-    """The result of `work`, whose RequestErrors name the part."""
-    try:
-        return await work
-    except RequestError as error:
-        raise RequestError(f"{where}: {error}", param=where) from error
 
 
 def _media_parts(messages: Sequence[Message]) -> list[tuple[str, Mapping[str, Any]]]:

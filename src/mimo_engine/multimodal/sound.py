@@ -16,11 +16,9 @@ off is an error too where it no longer makes sense (FLAC, M4A); WAV, MP3, ADTS a
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
 
 import av
 import numpy as np
@@ -28,6 +26,7 @@ from av.container import InputContainer
 from av.error import FFmpegError
 
 from mimo_engine.errors import RequestError
+from mimo_engine.multimodal.sources import opened
 
 __all__ = ["SoundBlock", "array_blocks", "file_blocks"]
 
@@ -73,7 +72,7 @@ def file_blocks(source: bytes | Path) -> Generator[SoundBlock]:
 
     Close the iterator when it is left early.
     """
-    with _open(source) as file:
+    with opened(source, "file") as file:
         try:
             with av.open(
                 file,
@@ -102,16 +101,6 @@ def array_blocks(samples: np.ndarray, rate: float) -> Generator[SoundBlock]:
     for start in range(0, planes.shape[1], _BLOCK_SAMPLES):
         block = planes[:, start : start + _BLOCK_SAMPLES]
         yield SoundBlock(samples=_mono(block), rate=int(rate))
-
-
-def _open(source: bytes | Path) -> AbstractContextManager[BinaryIO]:
-    # FFmpeg is given an open file, never a name: it has no reason to open any itself.
-    if isinstance(source, bytes):
-        return BytesIO(source)
-    try:
-        return source.open("rb")
-    except OSError as error:
-        raise RequestError(f"the file cannot be read: {error.strerror}") from error
 
 
 def _frames(container: InputContainer) -> Iterator[av.AudioFrame]:

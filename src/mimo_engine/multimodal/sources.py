@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from mimo_engine.errors import RequestError
@@ -24,7 +26,9 @@ __all__ = [
     "PathSource",
     "Source",
     "UrlSource",
+    "errors_at",
     "holds_object",
+    "opened",
     "read_source",
     "shown",
 ]
@@ -190,6 +194,29 @@ def _no_source(value: Any, kind: MediaKind) -> RequestError:
         f"{shown(value)} is no {kind}: give a URL, a path, base64, or from Python also bytes or "
         f"{_OBJECT_FORMS[kind]}"
     )
+
+
+@contextmanager
+def errors_at(where: str) -> Iterator[None]:
+    """Within, a RequestError begins with `where`, a place in the request, its `param` too."""
+    try:
+        yield
+    except RequestError as error:
+        raise RequestError(f"{where}: {error}", param=where) from error
+
+
+@contextmanager
+def opened(source: bytes | Path, kind: str) -> Iterator[BinaryIO]:
+    """The content of a file in memory, or of the file at a path. Raises RequestError: no reading.
+
+    Decoders are given an open file, never a name: they have no reason to open any themselves.
+    """
+    try:
+        file = BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+    except OSError as error:
+        raise RequestError(f"the {kind} cannot be read: {error.strerror}") from error
+    with file:
+        yield file
 
 
 def shown(value: Any) -> str:

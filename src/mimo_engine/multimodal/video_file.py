@@ -16,7 +16,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import av
@@ -30,6 +29,7 @@ from av.video.stream import VideoStream
 
 from mimo_engine.config.media_settings import MediaLimits
 from mimo_engine.errors import RequestError
+from mimo_engine.multimodal.sources import opened
 
 __all__ = ["RgbConverter", "VideoScan", "decode_frames", "has_audio_stream", "scan_video"]
 
@@ -175,11 +175,7 @@ class RgbConverter:
 @contextmanager
 def _opened(source: bytes | Path) -> Iterator[InputContainer]:
     """The open file. Turns the errors of libav, in the body too, into RequestError."""
-    try:
-        file = BytesIO(source) if isinstance(source, bytes) else source.open("rb")
-    except OSError as error:
-        raise RequestError(f"the video cannot be read: {error.strerror}") from error
-    with file:
+    with opened(source, "video") as file:
         try:
             container = av.open(
                 file, "r", options=_OPTIONS, metadata_errors="replace", buffer_size=_READ_BYTES

@@ -23,18 +23,18 @@ def test_media_are_cut_out_in_order():
         {"type": "image"}, text("Describe."), {"type": "video"}, {"type": "audio"}, text("End")
     )
     rendered = TEMPLATE.render(messages)
-    split = split_prompt(rendered, ["image", "video", "audio"])
-    assert split.texts[0].endswith("<|im_start|>user\n")
-    assert split.texts[1:3] == ("Describe.", "")
-    assert split.texts[3].startswith("End<|im_end|>")
+    texts = split_prompt(rendered, ["image", "video", "audio"])
+    assert texts[0].endswith("<|im_start|>user\n")
+    assert texts[1:3] == ["Describe.", ""]
+    assert texts[3].startswith("End<|im_end|>")
 
 
 def test_pads_that_a_user_wrote_are_text_and_come_back_as_they_were():
     quoted = f"What is {IMAGE}, and <|audio_pad|>?"
     messages = hide_pads(user(text(quoted), {"type": "image"}, text(IMAGE)))
-    split = split_prompt(TEMPLATE.render(messages), ["image"])
-    assert split.texts[0].endswith(quoted)
-    assert split.texts[1].startswith(IMAGE)
+    texts = split_prompt(TEMPLATE.render(messages), ["image"])
+    assert texts[0].endswith(quoted)
+    assert texts[1].startswith(IMAGE)
 
 
 def test_pads_in_tool_calls_are_text():
@@ -43,8 +43,8 @@ def test_pads_in_tool_calls_are_text():
         *user({"type": "image"}),
         {"role": "assistant", "content": "", "tool_calls": [call]},
     ]
-    split = split_prompt(TEMPLATE.render(hide_pads(messages)), ["image"])
-    assert split.texts[1].count(IMAGE) == 2
+    texts = split_prompt(TEMPLATE.render(hide_pads(messages)), ["image"])
+    assert texts[1].count(IMAGE) == 2
 
 
 def test_a_template_that_shows_other_media_is_found_out():
@@ -56,4 +56,4 @@ def test_a_template_that_shows_other_media_is_found_out():
 
 
 def test_text_without_media_is_one_piece():
-    assert split_prompt("a <|image_pad|> b", []).texts == ("a <|image_pad|> b",)
+    assert split_prompt("a <|image_pad|> b", []) == ["a <|image_pad|> b"]
