@@ -11,6 +11,7 @@ from omni_server import make_omni, omni_config, user
 from media_files import gradient, make_video, numbered_frame, tone
 from mimo_engine import LLM, SamplingParams
 from mimo_engine.checkpoint.load import load_checkpoint
+from mimo_engine.checkpoint.tower_params import Tower
 from mimo_engine.checkpoint.towers import load_towers
 from mimo_engine.config.engine import CacheConfig, ParallelConfig, SchedulerConfig
 from mimo_engine.config.media import served_media
@@ -85,9 +86,11 @@ def reference_scores(model_dir, output):
         ),
     )
     weights = load_towers(Path(model_dir), media, dtype=torch.float32)
-    vision = MiMoVisionTransformer.from_weights(media.vision, weights.vision)
-    tokenizer = MiMoAudioTokenizer.from_weights(media.audio_tokenizer, weights.audio_tokenizer)
-    encoder = MiMoAudioEncoder.from_weights(media.audio, weights.audio_encoder)
+    vision = MiMoVisionTransformer.from_weights(media.vision, weights[Tower.VISION])
+    tokenizer = MiMoAudioTokenizer.from_weights(
+        media.audio_tokenizer, weights[Tower.AUDIO_TOKENIZER]
+    )
+    encoder = MiMoAudioEncoder.from_weights(media.audio, weights[Tower.AUDIO_ENCODER])
     processor, limits = media.processor, MediaLimits()
 
     def see(features):

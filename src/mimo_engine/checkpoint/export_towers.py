@@ -52,7 +52,7 @@ class TowerExport:
 
 def towers_of(weights: TowerWeights) -> TowerReader:
     """Read the parameters as `load_towers` returns them."""
-    return lambda param: weights.of(param.tower)[param.name]
+    return lambda param: weights[param.tower][param.name]
 
 
 def write_tower_configs(

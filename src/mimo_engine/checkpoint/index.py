@@ -12,8 +12,9 @@ from __future__ import annotations
 import json
 import math
 import mmap
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +91,18 @@ class CheckpointIndex:
     def num_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
-    def open_file(self, name: str) -> CheckpointFile:
-        return CheckpointFile(self.model_dir / name)
+    def stream(self, names: Container[str]) -> Iterator[tuple[TensorInfo, CheckpointFile]]:
+        """Those of `names` in the order of the files, each of which is opened once."""
+        wanted = (tensor for tensor in self.tensors.values() if tensor.name in names)
+        for name, tensors in groupby(wanted, key=lambda tensor: tensor.file):
+            file = CheckpointFile(self.model_dir / name)
+            for tensor in tensors:
+                yield tensor, file
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor by name, mapped; for the few that are read out of order."""
         tensor = self.tensors[name]
-        return self.open_file(tensor.file).read(tensor)
+        return CheckpointFile(self.model_dir / tensor.file).read(tensor)
 
 
 def open_checkpoint(model_dir: Path) -> CheckpointIndex:

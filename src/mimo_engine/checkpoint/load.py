@@ -6,7 +6,6 @@ holds the weights of the rank and one slab of temporaries, nothing else.
 
 from __future__ import annotations
 
-from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -64,27 +63,20 @@ def load_checkpoint(
     )
     refuse(model_dir, checked.problems)
     targets: dict[str, Target] = {}
-    unfilled = set(checked.sources)
     num_bytes = sum(source.tensor.nbytes for source in checked.sources.values())
     with tqdm(
         total=num_bytes, unit="B", unit_scale=True, desc="loading", disable=not progress
     ) as bar:
-        for file_name, tensors in groupby(index.tensors.values(), key=lambda info: info.file):
-            file = index.open_file(file_name)
-            for info in tensors:
-                source = checked.sources.get(info.name)
-                if source is None:
-                    continue
-                place = source.placement
-                if place.parameter not in targets:
-                    targets[place.parameter] = _target(
-                        checked, place.parameter, dtype, torch.device(device), keep_quantised
-                    )
-                stored = _read(index, file, source)
-                targets[place.parameter].fill(place.part, place.expert, stored)
-                unfilled.remove(info.name)
-                bar.update(info.nbytes)
-    assert not unfilled
+        for info, file in index.stream(checked.sources):
+            source = checked.sources[info.name]
+            place = source.placement
+            if place.parameter not in targets:
+                targets[place.parameter] = _target(
+                    checked, place.parameter, dtype, torch.device(device), keep_quantised
+                )
+            stored = _read(index, file, source)
+            targets[place.parameter].fill(place.part, place.expert, stored)
+            bar.update(info.nbytes)
     return {name: targets[name].finish() for name in checked.specs}
 
 

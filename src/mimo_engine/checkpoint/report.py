@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from mimo_engine.checkpoint.formats import StoredFormat
 from mimo_engine.checkpoint.index import CheckpointIndex, TensorInfo, open_checkpoint
 from mimo_engine.checkpoint.load import scale_problem
 from mimo_engine.checkpoint.qkv_layout import QkvLayout
-from mimo_engine.checkpoint.verify import LoadPlan, count_mtp_layers, verify_headers
+from mimo_engine.checkpoint.verify import LoadPlan, Source, count_mtp_layers, verify_headers
 from mimo_engine.checkpoint.verify_towers import (
     TowerPlan,
     TowerSource,
@@ -63,14 +63,6 @@ class CheckpointReport:
     tensors: tuple[TensorLine, ...]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _AudioTokenizer:
-    """Its files and what was found in them; nothing where they could not be read, or not wanted."""
-
-    index: CheckpointIndex | None
-    plan: TowerPlan
-
-
 def inspect_checkpoint(
     model_dir: Path,
     config: ModelConfig,
@@ -99,35 +91,36 @@ def inspect_checkpoint(
         qkv_layout=qkv_layout,
         num_mtp_layers=num_mtp_layers,
     )
-    tokenizer = _audio_tokenizer(model_dir, media)
-    problems += checked.problems + tokenizer.plan.problems
+    problems += checked.problems
+    tokenizer_index = CheckpointIndex(model_dir=model_dir, tensors={}, metadata={})
+    tokenizer = TowerPlan()
+    if media is not None:
+        try:
+            tokenizer_index = open_audio_tokenizer(model_dir)
+            tokenizer = verify_audio_tokenizer(tokenizer_index, media)
+        except CheckpointError as error:
+            problems.append(str(error))
+    problems += tokenizer.problems
     if deep:
-        problems += _data_problems(index, checked)
-        problems += _tower_data_problems(index, checked.towers)
-        if tokenizer.index is not None:
-            problems += _tower_data_problems(tokenizer.index, tokenizer.plan.sources)
-    lines = (*_lines(index, checked), *_audio_tokenizer_lines(tokenizer))
+        problems += _unusable_scales(index, checked)
+        problems += _not_finite(index, (*checked.sources.values(), *checked.towers.values()))
+        problems += _not_finite(tokenizer_index, tokenizer.sources.values())
+    uses = _tower_uses(tokenizer.sources, tokenizer.ignored)
+    lines = (
+        *_lines(index, _uses(checked)),
+        *_lines(tokenizer_index, uses, folder=f"{AUDIO_TOKENIZER_DIR}/"),
+    )
     return CheckpointReport(
         num_files=len({line.file for line in lines}),
         num_tensors=len(lines),
         num_bytes=sum(line.nbytes for line in lines),
         projection=_projection(config, checked.qkv_layout),
         num_mtp_layers=num_mtp_layers,
-        formats=_formats(checked, tokenizer.plan),
-        ignored=Counter([*checked.ignored.values(), *tokenizer.plan.ignored.values()]),
+        formats=_formats(checked, tokenizer),
+        ignored=Counter([*checked.ignored.values(), *tokenizer.ignored.values()]),
         problems=tuple(problems),
         tensors=lines,
     )
-
-
-def _audio_tokenizer(model_dir: Path, media: MediaConfig | None) -> _AudioTokenizer:
-    if media is None:
-        return _AudioTokenizer(index=None, plan=TowerPlan())
-    try:
-        index = open_audio_tokenizer(model_dir)
-    except CheckpointError as error:
-        return _AudioTokenizer(index=None, plan=TowerPlan(problems=[str(error)]))
-    return _AudioTokenizer(index=index, plan=verify_audio_tokenizer(index, media))
 
 
 def _projection(config: ModelConfig, layout: QkvLayout | None) -> str:
@@ -156,71 +149,55 @@ def _formats(checked: LoadPlan, tokenizer: TowerPlan) -> dict[str, dict[str, int
     return {group: dict(counts) for group, counts in groups.items()}
 
 
-def _lines(index: CheckpointIndex, checked: LoadPlan) -> Iterator[TensorLine]:
-    uses = {name: f"ignored: {reason}" for name, reason in checked.ignored.items()}
-    uses |= _tower_uses(checked.towers)
+def _uses(checked: LoadPlan) -> dict[str, str]:
+    uses = _tower_uses(checked.towers, checked.ignored)
     for name, source in checked.sources.items():
         place = source.placement
         expert = "" if place.expert is None else f"[{place.expert}]"
         uses[name] = f"{place.parameter}{expert}{' ' if place.part.name else ''}{place.part.name}"
         if source.scales is not None:
             uses[source.scales.name] = f"scales of {name}"
-    return (_line(info, uses.get(info.name, "")) for info in index.tensors.values())
+    return uses
 
 
-def _audio_tokenizer_lines(tokenizer: _AudioTokenizer) -> Iterator[TensorLine]:
-    if tokenizer.index is None:
-        return
-    uses = {name: f"ignored: {reason}" for name, reason in tokenizer.plan.ignored.items()}
-    uses |= _tower_uses(tokenizer.plan.sources)
-    for info in tokenizer.index.tensors.values():
-        line = _line(info, uses.get(info.name, ""))
-        yield replace(line, file=f"{AUDIO_TOKENIZER_DIR}/{line.file}")
+def _tower_uses(sources: Mapping[str, TowerSource], ignored: Mapping[str, str]) -> dict[str, str]:
+    uses = {name: f"{s.param.name} of the {s.param.tower}" for name, s in sources.items()}
+    return uses | {name: f"ignored: {reason}" for name, reason in ignored.items()}
 
 
-def _tower_uses(sources: Mapping[str, TowerSource]) -> dict[str, str]:
-    return {name: f"{s.param.name} of the {s.param.tower}" for name, s in sources.items()}
-
-
-def _line(info: TensorInfo, use: str) -> TensorLine:
-    return TensorLine(
-        name=info.name,
-        file=info.file,
-        dtype=_dtype_name(info),
-        shape=info.shape,
-        nbytes=info.nbytes,
-        use=use,
-    )
+def _lines(
+    index: CheckpointIndex, uses: Mapping[str, str], folder: str = ""
+) -> Iterator[TensorLine]:
+    for info in index.tensors.values():
+        yield TensorLine(
+            name=info.name,
+            file=f"{folder}{info.file}",
+            dtype=_dtype_name(info),
+            shape=info.shape,
+            nbytes=info.nbytes,
+            use=uses.get(info.name, ""),
+        )
 
 
 def _dtype_name(info: TensorInfo) -> str:
     return str(info.dtype).removeprefix("torch.")
 
 
-def _data_problems(index: CheckpointIndex, checked: LoadPlan) -> list[str]:
-    problems = []
+def _unusable_scales(index: CheckpointIndex, checked: LoadPlan) -> Iterator[str]:
     for source in checked.sources.values():
         if source.scales is not None:
             problem = scale_problem(source.scales.name, index.read(source.scales.name))
             if problem is not None:
-                problems.append(problem)
-        problems += _not_finite(index, [source.tensor])
-    return problems
+                yield problem
 
 
-def _tower_data_problems(
-    index: CheckpointIndex, sources: Mapping[str, TowerSource]
-) -> Iterator[str]:
-    return _not_finite(index, (source.tensor for source in sources.values()))
-
-
-def _not_finite(index: CheckpointIndex, tensors: Iterable[TensorInfo]) -> Iterator[str]:
-    for info in tensors:
-        num_bad = _num_not_finite(index, info)
+def _not_finite(index: CheckpointIndex, sources: Iterable[Source | TowerSource]) -> Iterator[str]:
+    for source in sources:
+        num_bad = _num_not_finite(index, source.tensor)
         if num_bad:
             yield (
-                f"tensor {info.name} has {num_bad} values that are NaN or infinite: the file is "
-                "damaged; download it again"
+                f"tensor {source.tensor.name} has {num_bad} values that are NaN or infinite: the "
+                "file is damaged; download it again"
             )
 
 

@@ -7,19 +7,16 @@ straight to their place.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from mimo_engine.checkpoint.index import CheckpointIndex, open_checkpoint
+from mimo_engine.checkpoint.index import open_checkpoint
 from mimo_engine.checkpoint.remedies import refuse
-from mimo_engine.checkpoint.tower_params import Tower, TowerParam
+from mimo_engine.checkpoint.tower_params import Tower
 from mimo_engine.checkpoint.verify_towers import (
-    TowerPlan,
     open_audio_tokenizer,
     verify_audio_tokenizer,
     verify_towers,
@@ -30,22 +27,9 @@ from mimo_engine.errors import ConfigError
 __all__ = ["TowerWeights", "load_towers"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TowerWeights:
-    """The parameters of every tower, by their names in its module."""
-
-    vision: dict[str, torch.Tensor]
-    audio_encoder: dict[str, torch.Tensor]
-    audio_tokenizer: dict[str, torch.Tensor]
-    """Codebooks in float32, as stored: the module rounds them where it must."""
-
-    def of(self, tower: Tower) -> dict[str, torch.Tensor]:
-        """The parameters of one tower."""
-        return {
-            Tower.VISION: self.vision,
-            Tower.AUDIO_ENCODER: self.audio_encoder,
-            Tower.AUDIO_TOKENIZER: self.audio_tokenizer,
-        }[tower]
+TowerWeights = Mapping[Tower, dict[str, torch.Tensor]]
+"""The parameters of every tower, by their names in its module. Codebooks are in float32, as stored:
+the module rounds them where it must."""
 
 
 def load_towers(
@@ -69,8 +53,8 @@ def load_towers(
     towers = verify_towers(index, media)
     tokenizer = verify_audio_tokenizer(tokenizer_index, media)
     refuse(model_dir, [*towers.problems, *tokenizer.problems])
+    weights: dict[Tower, dict[str, torch.Tensor]] = {tower: {} for tower in Tower}
     sources = (*towers.sources.values(), *tokenizer.sources.values())
-    loaded: dict[TowerParam, torch.Tensor] = {}
     num_values = sum(math.prod(source.param.shape) for source in sources)
     with tqdm(
         total=num_values,
@@ -80,30 +64,11 @@ def load_towers(
         disable=not progress,
     ) as bar:
         for files, plan in ((index, towers), (tokenizer_index, tokenizer)):
-            for param, tensor in _stream(files, plan, dtype, torch.device(device)):
-                loaded[param] = tensor
+            for info, file in files.stream(plan.sources):
+                param = plan.sources[info.name].param
+                held_as = torch.float32 if param.is_codebook else dtype
+                # A copy, also where nothing is converted: the mapping is the file's.
+                tensor = file.read(info).to(device=device, dtype=held_as, copy=True)
+                weights[param.tower][param.name] = tensor
                 bar.update(tensor.numel())
-    # By tower, in the order of the parameters.
-    parts = {
-        tower: {s.param.name: loaded[s.param] for s in sources if s.param.tower is tower}
-        for tower in Tower
-    }
-    return TowerWeights(
-        vision=parts[Tower.VISION],
-        audio_encoder=parts[Tower.AUDIO_ENCODER],
-        audio_tokenizer=parts[Tower.AUDIO_TOKENIZER],
-    )
-
-
-def _stream(
-    index: CheckpointIndex, plan: TowerPlan, dtype: torch.dtype, device: torch.device
-) -> Iterator[tuple[TowerParam, torch.Tensor]]:
-    """Every parameter of `plan`, in the order of the files."""
-    wanted = (info for info in index.tensors.values() if info.name in plan.sources)
-    for file_name, tensors in groupby(wanted, key=lambda info: info.file):
-        file = index.open_file(file_name)
-        for info in tensors:
-            param = plan.sources[info.name].param
-            held_as = torch.float32 if param.is_codebook else dtype
-            # A copy, also where nothing is converted: the mapping is the file's.
-            yield param, file.read(info).to(device=device, dtype=held_as, copy=True)
+    return weights

@@ -18,6 +18,7 @@ from mimo_engine.cache.groups import CacheLayout
 from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.checkpoint.load import Weight, load_checkpoint
 from mimo_engine.checkpoint.random_weights import random_weights
+from mimo_engine.checkpoint.tower_params import Tower
 from mimo_engine.checkpoint.towers import load_towers
 from mimo_engine.config.engine import CPU_KV_BYTES, GIB, CacheConfig, EngineConfig
 from mimo_engine.config.media import MediaConfig
@@ -146,11 +147,13 @@ class Worker:
             progress=True,
         )
         towers = Towers(
-            vision=MiMoVisionTransformer.from_weights(media.vision, weights.vision, self._kernels),
-            audio_tokenizer=MiMoAudioTokenizer.from_weights(
-                media.audio_tokenizer, weights.audio_tokenizer, self._kernels
+            vision=MiMoVisionTransformer.from_weights(
+                media.vision, weights[Tower.VISION], self._kernels
             ),
-            audio_encoder=MiMoAudioEncoder.from_weights(media.audio, weights.audio_encoder),
+            audio_tokenizer=MiMoAudioTokenizer.from_weights(
+                media.audio_tokenizer, weights[Tower.AUDIO_TOKENIZER], self._kernels
+            ),
+            audio_encoder=MiMoAudioEncoder.from_weights(media.audio, weights[Tower.AUDIO_ENCODER]),
         )
         return MediaEncoder(
             towers,

@@ -17,11 +17,7 @@ from mimo_engine.checkpoint.export import (
 )
 from mimo_engine.checkpoint.export_towers import TowerExport, towers_of, write_tower_configs
 from mimo_engine.checkpoint.params import parameter_specs
-from mimo_engine.checkpoint.tower_params import (
-    audio_encoder_params,
-    audio_tokenizer_params,
-    vision_params,
-)
+from mimo_engine.checkpoint.tower_params import Tower, tower_params
 from mimo_engine.checkpoint.towers import TowerWeights
 from mimo_engine.cli.tower_files import (
     RELEASED_PREPROCESSOR,
@@ -175,12 +171,7 @@ def omni_checkpoint(
 
 def _random_towers(media: MediaConfig) -> TowerWeights:
     generator = torch.Generator().manual_seed(5)
-    vision, audio_encoder, audio_tokenizer = (
-        {param.name: torch.randn(param.shape, generator=generator) for param in params}
-        for params in (
-            vision_params(media.vision),
-            audio_encoder_params(media.audio),
-            audio_tokenizer_params(media.audio_tokenizer),
-        )
-    )
-    return TowerWeights(vision=vision, audio_encoder=audio_encoder, audio_tokenizer=audio_tokenizer)
+    weights: dict[Tower, dict[str, torch.Tensor]] = {tower: {} for tower in Tower}
+    for param in tower_params(media):
+        weights[param.tower][param.name] = torch.randn(param.shape, generator=generator)
+    return weights

@@ -37,8 +37,8 @@ def test_float32_towers_come_back_exactly(
     checkpoint = omni_checkpoint(EXACT, max_shard_bytes=max_shard_bytes)
     loaded = load_towers(checkpoint.model_dir, checkpoint.media, dtype=torch.float32)
     for tower in Tower:
-        expected, found = checkpoint.towers.of(tower), loaded.of(tower)
-        assert list(found) == list(expected)
+        expected, found = checkpoint.towers[tower], loaded[tower]
+        assert found.keys() == expected.keys()
         for name, tensor in expected.items():
             assert found[name].dtype is torch.float32
             assert torch.equal(found[name], tensor), name
@@ -52,9 +52,9 @@ def test_all_but_the_codebooks_is_held_in_the_towers_dtype(
     checkpoint = omni_checkpoint(stored)
     loaded = load_towers(checkpoint.model_dir, checkpoint.media, dtype=dtype)
     for tower in Tower:
-        for name, tensor in checkpoint.towers.of(tower).items():
+        for name, tensor in checkpoint.towers[tower].items():
             expected = tensor if is_codebook(name) else tensor.to(stored.dtype).to(dtype)
-            found = loaded.of(tower)[name]
+            found = loaded[tower][name]
             assert found.dtype is expected.dtype, name
             assert torch.equal(found, expected), name
 
@@ -69,13 +69,13 @@ def test_loaded_towers_do_not_hang_on_the_files(omni_checkpoint: Callable[..., A
     checkpoint = omni_checkpoint(EXACT)
     loaded = load_towers(checkpoint.model_dir, checkpoint.media, dtype=torch.float32)
     for tower in Tower:
-        for tensor in loaded.of(tower).values():
+        for tensor in loaded[tower].values():
             tensor.zero_()
     again = load_towers(checkpoint.model_dir, checkpoint.media, dtype=torch.float32)
     assert all(
-        torch.equal(again.of(tower)[name], tensor)
+        torch.equal(again[tower][name], tensor)
         for tower in Tower
-        for name, tensor in checkpoint.towers.of(tower).items()
+        for name, tensor in checkpoint.towers[tower].items()
     )
 
 
@@ -160,7 +160,7 @@ def test_training_state_beside_the_codebooks_changes_nothing(
         for has_state in (False, True)
     )
     first, second = (
-        load_towers(c.model_dir, c.media, dtype=torch.float32).audio_tokenizer
+        load_towers(c.model_dir, c.media, dtype=torch.float32)[Tower.AUDIO_TOKENIZER]
         for c in (plain, full)
     )
     assert list(first) == list(second)
@@ -175,9 +175,9 @@ def test_codebooks_that_are_rounded_at_load_may_be_stored_rounded(
     tensors = load_file(path)
     save_file({n: t.bfloat16() if is_codebook(n) else t for n, t in tensors.items()}, path)
     loaded = load_towers(checkpoint.model_dir, checkpoint.media, dtype=torch.bfloat16)
-    for name, tensor in checkpoint.towers.audio_tokenizer.items():
+    for name, tensor in checkpoint.towers[Tower.AUDIO_TOKENIZER].items():
         if is_codebook(name):
-            found = loaded.audio_tokenizer[name]
+            found = loaded[Tower.AUDIO_TOKENIZER][name]
             assert found.dtype is torch.float32
             assert torch.equal(found, tensor.bfloat16().float())
 
@@ -194,8 +194,8 @@ def test_an_audio_tokenizer_in_several_files_loads(omni_checkpoint: Callable[...
         weight_map |= dict.fromkeys(part, file)
     (folder / INDEX_NAME).write_text(json.dumps({"weight_map": weight_map}))
     loaded = load_towers(checkpoint.model_dir, checkpoint.media, dtype=torch.float32)
-    for name, tensor in checkpoint.towers.audio_tokenizer.items():
-        assert torch.equal(loaded.audio_tokenizer[name], tensor)
+    for name, tensor in checkpoint.towers[Tower.AUDIO_TOKENIZER].items():
+        assert torch.equal(loaded[Tower.AUDIO_TOKENIZER][name], tensor)
 
 
 def test_exported_towers_lie_where_the_releases_have_them(

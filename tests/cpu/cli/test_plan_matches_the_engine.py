@@ -57,7 +57,7 @@ def test_bytes_of_towers_are_those_that_are_loaded(
     loaded = load_towers(model_dir, media, dtype=dtype)
     groups = tower_groups(tower_params(media), dtype_bytes=dtype_bytes)
     assert {group.name: group.num_bytes for group in groups} == {
-        tower: sum(tensor.nbytes for tensor in loaded.of(tower).values()) for tower in Tower
+        tower: sum(tensor.nbytes for tensor in loaded[tower].values()) for tower in Tower
     }
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from mimo_engine.checkpoint.load import load_checkpoint
 from mimo_engine.checkpoint.names import tower_of
 from mimo_engine.checkpoint.report import inspect_checkpoint
+from mimo_engine.checkpoint.tower_params import Tower
 from mimo_engine.checkpoint.towers import TowerWeights, load_towers
 from mimo_engine.cli.main import main
 from mimo_engine.cli.random_checkpoint import SMALL_MODEL
@@ -101,7 +102,7 @@ def test_the_default_configuration_has_the_keys_of_a_release(small: Path) -> Non
 
 def test_pictures_are_told_apart_by_rows_of_the_size_of_embeddings(small: Path) -> None:
     media, weights = loaded_from(small)
-    tower = MiMoVisionTransformer.from_weights(media.vision, weights.vision)
+    tower = MiMoVisionTransformer.from_weights(media.vision, weights[Tower.VISION])
     generator = torch.Generator().manual_seed(1)
     pictures = {
         "bright": torch.full((64, media.vision.patch_dim), 1.5),
@@ -120,8 +121,10 @@ def test_sounds_are_told_apart_by_codes_and_by_rows_of_the_size_of_embeddings(
     small: Path,
 ) -> None:
     media, weights = loaded_from(small)
-    tokenizer = MiMoAudioTokenizer.from_weights(media.audio_tokenizer, weights.audio_tokenizer)
-    encoder = MiMoAudioEncoder.from_weights(media.audio, weights.audio_encoder)
+    tokenizer = MiMoAudioTokenizer.from_weights(
+        media.audio_tokenizer, weights[Tower.AUDIO_TOKENIZER]
+    )
+    encoder = MiMoAudioEncoder.from_weights(media.audio, weights[Tower.AUDIO_ENCODER])
     bands = torch.arange(128.0)
     sounds = {
         "silence": torch.full((200, 128), -16.1),
