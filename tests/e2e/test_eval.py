@@ -7,6 +7,7 @@ that the server takes.
 import asyncio
 import base64
 import json
+from contextlib import aclosing
 
 import numpy as np
 import pytest
@@ -243,7 +244,7 @@ def test_the_demos_media_are_what_the_server_takes(omni):
     evaluation = demo_evaluation([MediaTask()], Options(limit=3, max_tokens=3))
 
     async def run():
-        async with ApiClient(omni.url, timeout_s=60) as client:
+        async with aclosing(ApiClient(omni.url, timeout_s=60)) as client:
             return await run_evaluation(
                 evaluation, lambda request: client.ask(MODEL, request), concurrency=2
             )

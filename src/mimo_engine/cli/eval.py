@@ -6,7 +6,8 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,11 +19,37 @@ from tyro.conf import Positional
 from mimo_engine import __version__
 from mimo_engine.config.security import API_KEY_VARIABLE, check_api_key
 from mimo_engine.errors import ConfigError
+from mimo_engine.eval.asr import asr
 from mimo_engine.eval.client import ApiClient
+from mimo_engine.eval.demo_sets import demo_sets
 from mimo_engine.eval.evaluation import Evaluation, Options
+from mimo_engine.eval.gsm8k import gsm8k, gsm8k_chat
+from mimo_engine.eval.mmmu import mmmu
 from mimo_engine.eval.report import as_json, summarise, table
 from mimo_engine.eval.runner import Outcome, run_evaluation
-from mimo_engine.eval.tasks import TASKS, EvalTask
+from mimo_engine.eval.tool_calls import tool_calls
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalTask:
+    """What is asked, and what it can be told."""
+
+    load: Callable[[Options], Evaluation]
+    """Raises ConfigError for data that cannot be used."""
+    data: str | None = "given"
+    """Where its data come from when nobody says; "given": somebody must. None: it makes them."""
+    can_think: bool = True
+    """Whether a caller decides about thinking."""
+
+
+TASKS = {
+    "gsm8k": EvalTask(load=gsm8k, data="openai/gsm8k", can_think=False),
+    "gsm8k-chat": EvalTask(load=gsm8k_chat, data="openai/gsm8k"),
+    "mmmu": EvalTask(load=mmmu, data="MMMU/MMMU"),
+    "asr": EvalTask(load=asr),
+    "tools": EvalTask(load=tool_calls),
+    "demo": EvalTask(load=demo_sets, data=None, can_think=False),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +112,7 @@ class Command:
     def load(self) -> Evaluation:
         """Raises ConfigError."""
         options = Options(
-            data=self.data,
+            data=self.data or self._task.data,
             files=self.files,
             limit=self.limit,
             max_tokens=self.max_tokens,
@@ -114,7 +141,7 @@ async def _ask_all(command: Command, evaluation: Evaluation) -> tuple[str, list[
     key = os.environ.get(API_KEY_VARIABLE)
     if key is not None:
         check_api_key(key, API_KEY_VARIABLE)
-    async with ApiClient(command.url, timeout_s=command.timeout_s, api_key=key) as client:
+    async with aclosing(ApiClient(command.url, timeout_s=command.timeout_s, api_key=key)) as client:
         served = await client.served_models()
         model = command.model or _only_model(served)
         with tqdm(total=len(evaluation.items), desc=command.task, unit=" items") as bar:

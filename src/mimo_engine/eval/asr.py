@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from mimo_engine.config.transcription import TRANSCRIPTION_PROMPT
-from mimo_engine.errors import ConfigError
 from mimo_engine.eval.api import Reply, chat_request
 from mimo_engine.eval.evaluation import Evaluation, Grade, Item, Options, Question
-from mimo_engine.eval.rows import Row, read_rows
+from mimo_engine.eval.media_uris import data_uri
+from mimo_engine.eval.rows import Row, content_of
 from mimo_engine.eval.word_errors import num_word_errors, words_of
 
 __all__ = ["asr"]
@@ -21,10 +19,7 @@ ANSWER_TOKENS = 2048
 
 def asr(options: Options) -> Evaluation:
     """Rows with `audio` and `text`, as LibriSpeech and its like have them."""
-    assert options.data is not None
-    rows = read_rows(
-        options.data, hub_files="*test*", files=options.files, columns=("audio", "text")
-    )
+    rows = options.rows(hub_files="*test*", columns=("audio", "text"))
     max_tokens = options.tokens_for(ANSWER_TOKENS)
     return Evaluation(
         metric="word error rate",
@@ -47,8 +42,9 @@ def _item(index: int, row: Row, max_tokens: int, thinks: bool) -> Item:
         raise row.error("text has no words")
 
     def pose() -> Question:
+        # The file as it is, whatever it is: it says so itself.
         content = [
-            {"type": "audio_url", "audio_url": {"url": _data_uri(clip)}},
+            {"type": "audio_url", "audio_url": {"url": data_uri("audio/wav", content_of(clip))}},
             {"type": "text", "text": TRANSCRIPTION_PROMPT},
         ]
         message = {"role": "user", "content": content}
@@ -64,12 +60,3 @@ def _item(index: int, row: Row, max_tokens: int, thinks: bool) -> Item:
 def _grade(words: Sequence[str], reply: Reply) -> Grade:
     num_wrong = num_word_errors(words, words_of(reply.text))
     return Grade(count=num_wrong, answer=reply.text, note="" if reply.text else "empty")
-
-
-def _data_uri(clip: Path | bytes) -> str:
-    """The file as it is: what it is, it says itself."""
-    try:
-        content = clip if isinstance(clip, bytes) else clip.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{clip} cannot be read: {error.strerror}") from error
-    return f"data:audio/wav;base64,{base64.b64encode(content).decode()}"

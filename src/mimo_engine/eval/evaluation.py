@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from mimo_engine.errors import ConfigError
 from mimo_engine.eval.api import Reply, Request
+from mimo_engine.eval.rows import Row, read_rows
 
 __all__ = ["THINKING_TOKENS", "Evaluation", "Grade", "Item", "Metric", "Options", "Question"]
 
@@ -23,16 +24,22 @@ THINKING_TOKENS = 4096
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """What a person may choose about a task. None: as the task has it."""
+    """What a person may choose about a task."""
 
     data: str | None = None
-    """A file, a directory, or the name of a dataset on the hub."""
+    """A file, a directory, or the name of a dataset on the hub. None: the task makes its own."""
     files: str | None = None
-    """Pattern of the files of a directory or dataset."""
+    """Pattern of the files of a directory or dataset. None: those of the usual split."""
     limit: int | None = None
-    """Items at most; of the demo's sets, of each."""
+    """Items at most; of the demo's sets, of each. None: all, or the sets' usual number."""
     max_tokens: int | None = None
+    """None: as the task has it."""
     thinks: bool = False
+
+    def rows(self, *, hub_files: str, columns: Sequence[str]) -> list[Row]:
+        """The data of a task that reads some, as `read_rows` has them."""
+        assert self.data is not None
+        return read_rows(self.data, hub_files=hub_files, files=self.files, columns=columns)
 
     def tokens_for(self, answer_tokens: int) -> int:
         """max_tokens of a task whose answers have room in `answer_tokens`."""

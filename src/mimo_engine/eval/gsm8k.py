@@ -15,7 +15,7 @@ from typing import Any
 from mimo_engine.errors import ConfigError
 from mimo_engine.eval.api import Reply, Request, chat_request, completion_request
 from mimo_engine.eval.evaluation import Evaluation, Grade, Item, Options, Question
-from mimo_engine.eval.rows import Row, read_rows
+from mimo_engine.eval.rows import Row
 
 __all__ = ["few_shot_prompt", "gsm8k", "gsm8k_chat", "last_number"]
 
@@ -61,12 +61,7 @@ def last_number(text: str) -> Decimal | None:
 
 
 def _evaluation(options: Options, ask: Ask, settings: dict[str, Any]) -> Evaluation:
-    rows = read_rows(
-        options.data or "openai/gsm8k",
-        hub_files="main/test-*",
-        files=options.files,
-        columns=("question", "answer"),
-    )
+    rows = options.rows(hub_files="main/test-*", columns=("question", "answer"))
     if len(rows) <= NUM_SHOTS:
         raise ConfigError(
             f"GSM8K needs more than {NUM_SHOTS} rows, not {len(rows)}: the first {NUM_SHOTS} are "

@@ -1,4 +1,4 @@
-"""Arrays as files in data URIs, without any loss: a server must see what a model was trained on.
+"""Files in data URIs, arrays without any loss: a server must see what a model was trained on.
 
 Pictures are PNG, sound is WAV of 32-bit floats, video is FFV1 in Matroska.
 """
@@ -13,7 +13,7 @@ import av
 import numpy as np
 from PIL import Image
 
-__all__ = ["png_uri", "video_uri", "wav_uri"]
+__all__ = ["data_uri", "png_uri", "video_uri", "wav_uri"]
 
 _MAX_DENOMINATOR = 1001
 """Of frame rates: that of 29.97 and its like."""
@@ -23,7 +23,7 @@ def png_uri(picture: np.ndarray) -> str:
     """picture: uint8 [height, width, 3]."""
     buffer = BytesIO()
     Image.fromarray(picture).save(buffer, "PNG")
-    return _uri("image/png", buffer)
+    return data_uri("image/png", buffer.getvalue())
 
 
 def wav_uri(samples: np.ndarray, rate: int) -> str:
@@ -35,7 +35,7 @@ def wav_uri(samples: np.ndarray, rate: int) -> str:
         frame.sample_rate, frame.pts = rate, 0
         file.mux(stream.encode(frame))
         file.mux(stream.encode())
-    return _uri("audio/wav", buffer)
+    return data_uri("audio/wav", buffer.getvalue())
 
 
 def video_uri(frames: np.ndarray, fps: float) -> str:
@@ -52,8 +52,8 @@ def video_uri(frames: np.ndarray, fps: float) -> str:
             frame.pts, frame.time_base = index, 1 / rate
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
-    return _uri("video/x-matroska", buffer)
+    return data_uri("video/x-matroska", buffer.getvalue())
 
 
-def _uri(media_type: str, buffer: BytesIO) -> str:
-    return f"data:{media_type};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+def data_uri(media_type: str, content: bytes) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"

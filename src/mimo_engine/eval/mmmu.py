@@ -8,7 +8,6 @@ loses text where a question compares numbers, and here it is cut at the picture'
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -22,8 +21,9 @@ from PIL import Image, UnidentifiedImageError
 from mimo_engine.errors import ConfigError
 from mimo_engine.eval.api import Reply, chat_request
 from mimo_engine.eval.evaluation import Evaluation, Grade, Item, Options, Question
+from mimo_engine.eval.media_uris import data_uri
 from mimo_engine.eval.mmmu_answers import GUESSED, chosen_option, is_right_open_answer
-from mimo_engine.eval.rows import Row, read_rows
+from mimo_engine.eval.rows import Row, content_of
 
 __all__ = ["mmmu", "user_content"]
 
@@ -40,12 +40,7 @@ _SUBJECT = re.compile(r"[a-z]+_(.+)_\d+")
 
 def mmmu(options: Options) -> Evaluation:
     """Validation set by default. Groups are subjects."""
-    rows = read_rows(
-        options.data or "MMMU/MMMU",
-        hub_files="*/validation-*",
-        files=options.files,
-        columns=_COLUMNS,
-    )
+    rows = options.rows(hub_files="*/validation-*", columns=_COLUMNS)
     max_tokens = options.tokens_for(ANSWER_TOKENS)
     by_id = sorted(rows, key=lambda row: row.text("id"))
     return Evaluation(
@@ -121,8 +116,8 @@ def _grade_open(expected: Sequence[str], reply: Reply) -> Grade:
 
 def _png_uri(picture: Path | bytes, where: str) -> str:
     """The file itself when it is PNG, which is lossless: the server decides about transparency."""
+    content = content_of(picture)
     try:
-        content = picture if isinstance(picture, bytes) else picture.read_bytes()
         with Image.open(BytesIO(content)) as image:
             if image.format != "PNG":
                 buffer = BytesIO()
@@ -130,4 +125,4 @@ def _png_uri(picture: Path | bytes, where: str) -> str:
                 content = buffer.getvalue()
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError) as error:
         raise ConfigError(f"{where}: the picture cannot be read: {error}") from error
-    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+    return data_uri("image/png", content)

@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
 from mimo_engine.errors import ConfigError
-from mimo_engine.eval.parquet import parquet_rows
 
-__all__ = ["Row", "read_rows"]
+__all__ = ["Row", "content_of", "json_rows", "read_rows"]
 
 _SUFFIXES = (".jsonl", ".parquet")
 
@@ -83,12 +83,12 @@ class Row:
             value = value.get("path")
         if not isinstance(value, str) or not value:
             raise self.error(f"{column} must be a path, or an object with bytes or path")
-        path = self.directory / value
-        try:
-            is_file = path.is_file()
-        except ValueError as error:
-            raise self.error(f"{column} is no path: {error}") from error
-        if not is_file:
+        return self.file(column, value)
+
+    def file(self, column: str, name: str) -> Path:
+        """The file that `column` names; it is there."""
+        path = self.directory / name
+        if not path.is_file():
             raise self.error(f"{column}: {path} is not a file")
         return path
 
@@ -126,7 +126,20 @@ def read_rows(
         raise ConfigError(
             f"{source} has no .jsonl or .parquet file like {files or hub_files}: see --files"
         )
-    return [row for one in paths for row in _rows_of(one, columns)]
+    rows: list[Row] = []
+    for one in paths:
+        if one.suffix not in _SUFFIXES:
+            raise ConfigError(f"{one} must be a .jsonl or a .parquet file")
+        rows += _parquet_rows(one, columns) if one.suffix == ".parquet" else json_rows(one)
+    return rows
+
+
+def content_of(file: Path | bytes) -> bytes:
+    """Of what `Row.media` gives. Raises ConfigError."""
+    try:
+        return file if isinstance(file, bytes) else file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
 
 
 def _default_files(directory: Path, hub_files: str) -> list[Path]:
@@ -155,26 +168,37 @@ def _downloaded(name: str, pattern: str) -> Path:
         ) from error
 
 
-def _rows_of(path: Path, columns: Sequence[str]) -> Iterator[Row]:
-    if path.suffix == ".parquet":
-        rows = parquet_rows(path, columns)
-    elif path.suffix == ".jsonl":
-        rows = _json_lines(path)
-    else:
-        raise ConfigError(f"{path} must be a .jsonl or a .parquet file")
-    for number, values in enumerate(rows, 1):
-        yield Row(values=values, where=f"{path}, row {number}", directory=path.parent)
-
-
-def _json_lines(path: Path) -> Iterator[Mapping[str, Any]]:
+def json_rows(path: Path) -> Iterator[Row]:
+    """The rows of a file of JSON Lines. Raises ConfigError."""
     try:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
-                yield _json_object(line, f"{path}, row {number}")
+                where = f"{path}, row {number}"
+                yield Row(values=_json_object(line, where), where=where, directory=path.parent)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8: {error}") from error
+
+
+def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+    """Those of `columns` that the file has: the hub's others hold images by the gigabyte."""
+    try:
+        arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise ConfigError(
+            f"{path} is a parquet file, which needs pyarrow: pip install 'mimo-engine[eval]'"
+        ) from error
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = [name for name in columns if name in file.schema_arrow.names]
+            batches = file.iter_batches(columns=names)
+            rows = (values for batch in batches for values in batch.to_pylist())
+            for number, values in enumerate(rows, 1):
+                yield Row(values=values, where=f"{path}, row {number}", directory=path.parent)
+    except (OSError, arrow.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{path} cannot be read as parquet: {reason}") from error
 
 
 def _json_object(line: str, where: str) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 from mimo_engine.demo.turns import same_json
 from mimo_engine.eval.api import Reply, chat_request
 from mimo_engine.eval.evaluation import Evaluation, Grade, Item, Options, Question
-from mimo_engine.eval.rows import Row, read_rows
+from mimo_engine.eval.rows import Row
 
 __all__ = ["tool_calls"]
 
@@ -31,13 +31,7 @@ class _Call:
 
 def tool_calls(options: Options) -> Evaluation:
     """Rows with `messages`, `tools` as the API takes them, and `calls` (name, arguments)."""
-    assert options.data is not None
-    rows = read_rows(
-        options.data,
-        hub_files="*test*",
-        files=options.files,
-        columns=("messages", "tools", "calls"),
-    )
+    rows = options.rows(hub_files="*test*", columns=("messages", "tools", "calls"))
     max_tokens = options.tokens_for(ANSWER_TOKENS)
     return Evaluation(
         metric="accuracy",

@@ -242,7 +242,7 @@ def test_an_answer_that_does_not_stand_by_itself_is_refused(model, tmp_path, tem
         AnswerFinder(tokenizer).find(question)
 
 
-def test_a_caption_that_cannot_be_scored_names_its_line_before_anything_is_loaded(
+def test_a_caption_that_cannot_be_scored_names_its_row_before_anything_is_loaded(
     model, captions, tmp_path
 ):
     copy = tmp_path / "model"
@@ -251,7 +251,7 @@ def test_a_caption_that_cannot_be_scored_names_its_line_before_anything_is_loade
     config["chat_template"] = "{% for m in messages %}{{ m.content | upper }}{% endfor %}"
     (copy / "tokenizer_config.json").write_text(json.dumps(config))
     pretended = Pretended(TRUTH)
-    with pytest.raises(ConfigError, match="line 1: the chat template"):
+    with pytest.raises(ConfigError, match="row 1: the chat template"):
         check(copy, captions, pretended)
     assert not pretended.facts
 

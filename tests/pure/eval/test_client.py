@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import aclosing
 
 import httpx
 import pytest
@@ -38,7 +39,9 @@ def ask(*answers, request=CHAT, url="http://engine:8000", timeout_s=60.0):
 
     async def main():
         transport = httpx.MockTransport(handle)
-        async with ApiClient(url, timeout_s=timeout_s, transport=transport, sleep=wait) as client:
+        async with aclosing(
+            ApiClient(url, timeout_s=timeout_s, transport=transport, sleep=wait)
+        ) as client:
             return await client.ask("the-model", request)
 
     return asyncio.run(main()), made, waits
@@ -47,7 +50,9 @@ def ask(*answers, request=CHAT, url="http://engine:8000", timeout_s=60.0):
 def test_a_key_goes_along():
     async def main():
         transport = httpx.MockTransport(lambda sent: httpx.Response(200, json=shown(sent)))
-        async with ApiClient("http://e", timeout_s=9, api_key="k", transport=transport) as client:
+        async with aclosing(
+            ApiClient("http://e", timeout_s=9, api_key="k", transport=transport)
+        ) as client:
             return await client.served_models()
 
     def shown(sent):
@@ -151,7 +156,9 @@ def test_the_text_of_a_reply_is_without_its_thought(content, text):
 def models(answer):
     async def main():
         transport = httpx.MockTransport(lambda _: answer)
-        async with ApiClient("http://engine:8000", timeout_s=9, transport=transport) as client:
+        async with aclosing(
+            ApiClient("http://engine:8000", timeout_s=9, transport=transport)
+        ) as client:
             return await client.served_models()
 
     return asyncio.run(main())

@@ -170,7 +170,7 @@ def test_an_open_question_may_have_several_right_answers(tmp_path):
         ({"image_1": None}, "image_1 must be a path"),
         ({"image_1": {"bytes": "no base64!"}}, r"image_1\.bytes must be base64"),
         ({"image_1": "missing.png"}, r"missing\.png is not a file"),
-        ({"image_1": "a\0b"}, "image_1 is no path|is not a file"),
+        ({"image_1": "a\0b"}, "is not a file"),
         ({"id": None}, "id must be a string"),
     ],
 )
@@ -196,4 +196,4 @@ def test_a_picture_that_has_gone_is_one_wrong_answer_and_the_run_goes_on(tmp_pat
 
     outcomes = asyncio.run(run_evaluation(evaluation, ask, concurrency=2))
     assert [outcome.grade.count for outcome in outcomes] == [0, 1]
-    assert "row 1: the picture cannot be read" in outcomes[0].error
+    assert "1.png cannot be read" in outcomes[0].error
