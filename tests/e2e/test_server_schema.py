@@ -193,6 +193,8 @@ def cases(draw, operation, fields, places):
             good = {name: value for name, value in GOOD.items() if name in fields}
             if "messages" in good:
                 good.pop("prompt", None)
+            if "stream" in fields:
+                good["stream"] = draw(st.booleans())
             case.body = good | own
         if case.body.get("seed") in BROKEN_SEEDS:
             del case.body["seed"]

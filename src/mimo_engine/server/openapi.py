@@ -84,7 +84,8 @@ def _describe(
     if answer is not None:
         content["application/json"] = {"schema": answer}
     if _may_stream(operation, components):
-        content["text/event-stream"] = {"schema": _TEXT}
+        # Without a schema: this version of OpenAPI has none for events.
+        content["text/event-stream"] = {}
 
 
 def _may_stream(operation: Mapping[str, Any], components: Mapping[str, Any]) -> bool:
