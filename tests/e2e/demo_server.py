@@ -9,7 +9,7 @@ import numpy as np
 from fake_server import ServerThread
 
 from mimo_engine.config.engine import CacheConfig, EngineConfig, SpeculativeConfig
-from mimo_engine.config.media_settings import MediaFacts, MediaLimits
+from mimo_engine.config.media_settings import MediaFacts
 from mimo_engine.demo.sound_tasks import sound_tasks
 from mimo_engine.demo.speech import SpeechBanks
 from mimo_engine.eval.media_uris import wav_uri
@@ -50,27 +50,23 @@ WEATHER_RESULT = json.dumps({"degrees": 23, "wind": 61})
 WEATHER_ANSWER = "It is 23 degrees in Rome."
 
 
-def demo_server(*, limits=None, **options):
-    return _serve(media_limits=limits or MediaLimits(), **options)
-
-
 def demo_text_server():
     """Text alone, without drafts: it is up sooner."""
-    return _serve(
-        media=MediaFacts(text_only=True), speculative=SpeculativeConfig(speculative="off")
+    return demo_server(
+        facts=MediaFacts(text_only=True), speculative=SpeculativeConfig(speculative="off")
     )
 
 
-def _serve(*, media=None, speculative=None, **options):
+def demo_server(*, facts=None, speculative=None, **settings):
     directory = resolve_model("demo")
     config = EngineConfig(
         model=str(directory),
         device="cpu",
         cache=CacheConfig(kv_cache_gib=0.1),
-        media=media or MediaFacts(),
+        media=facts or MediaFacts(),
         speculative=speculative or SpeculativeConfig(),
     )
-    return ServerThread(directory, config, "mimo_engine.engine.core:build_engine", **options)
+    return ServerThread(directory, config, "mimo_engine.engine.core:build_engine", **settings)
 
 
 def spoken_words(number):

@@ -16,6 +16,7 @@ from mimo_engine.chat.template import ChatTemplate, family_template
 from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.checkpoint.synthetic_tokenizer import write_synthetic_tokenizer
 from mimo_engine.config.generation import read_sampling_defaults
+from mimo_engine.config.server import ServerConfig
 from mimo_engine.engine.client import AsyncEngineClient
 from mimo_engine.multimodal.processor import MediaProcessor
 from mimo_engine.server.app import create_app
@@ -29,35 +30,17 @@ def scripted(text):
 
 
 class ServerThread:
-    """The server over the engine that `build` makes of `config`. `directory` has the tokenizer."""
+    """The server over the engine that `build` makes of `config`. `directory` has the tokenizer.
+    settings: parts of `ServerConfig`."""
 
-    def __init__(
-        self,
-        directory,
-        config,
-        build,
-        *,
-        restart_policy=None,
-        thinking=None,
-        guards=None,
-        responses=None,
-        transcription=None,
-        media_limits=None,
-        security=None,
-    ):
+    def __init__(self, directory, config, build, *, restart_policy=None, **settings):
         self.tokenizer = Tokenizer.from_dir(directory)
         self.template = ChatTemplate(family_template())
         self._directory = directory
         self._config = config
         self._build = build
         self._restart_policy = restart_policy
-        self._thinking = thinking
-        self._guards = guards
-        self._transcription = transcription
-        self._security = security
-        self._responses = responses
-        self._media_limits = media_limits
-        """None: text alone."""
+        self._settings = ServerConfig(**settings)
         self._started = threading.Event()
         self._failure = None
         self._sock = socket.create_server(("127.0.0.1", 0))
@@ -72,22 +55,17 @@ class ServerThread:
         media = None
         try:
             await self.engine.start()
-            if self._media_limits is not None:
-                media = MediaProcessor.of_engine(
-                    self._config, self.engine.info, self.tokenizer, self._media_limits
-                )
+            media = MediaProcessor.of_engine(
+                self._config, self.engine.info, self.tokenizer, self._settings.media
+            )
             self.app = app = create_app(
                 self.engine,
                 self.tokenizer,
                 self.template,
+                self._settings,
                 model_name=MODEL,
                 defaults=read_sampling_defaults(self._directory),
-                thinking=self._thinking,
-                guards=self._guards,
-                responses=self._responses,
-                transcription=self._transcription,
                 media=media,
-                security=self._security,
             )
             config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False)
             self._server = uvicorn.Server(config)
@@ -151,18 +129,8 @@ class ServerThread:
 class FakeServer(ServerThread):
     """What a test needs to talk to the server and to know what it should say."""
 
-    def __init__(
-        self,
-        directory,
-        *,
-        scheduler=None,
-        restart_policy=None,
-        thinking=None,
-        guards=None,
-        security=None,
-        responses=None,
-        **options,
-    ):
+    def __init__(self, directory, *, scheduler=None, step_s=0, build_s=0, **options):
+        """options: of `ServerThread`."""
         vocabulary = write_synthetic_tokenizer(directory, chat_template=family_template())
         tokenizer = Tokenizer.from_dir(directory)
         self.special_ids = sorted(
@@ -175,18 +143,10 @@ class FakeServer(ServerThread):
             special_ids=self.special_ids,
             vocab_size=vocabulary.num_tokens,
             script_marks=[vocabulary.ids["<|fim_prefix|>"], vocabulary.ids["<|fim_suffix|>"]],
-            **options,
+            step_s=step_s,
+            build_s=build_s,
         )
-        super().__init__(
-            directory,
-            config,
-            BUILD,
-            restart_policy=restart_policy,
-            thinking=thinking,
-            guards=guards,
-            security=security,
-            responses=responses,
-        )
+        super().__init__(directory, config, BUILD, **options)
 
     def chat_prompt(self, messages, **template_kwargs):
         text = self.template.render(messages, template_kwargs=template_kwargs)

@@ -8,6 +8,7 @@ from fake_server import ServerThread
 from mimo_engine.cli.main import main
 from mimo_engine.config.engine import CacheConfig, EngineConfig, SchedulerConfig
 from mimo_engine.config.media_settings import MediaLimits
+from mimo_engine.config.server import GuardConfig
 
 BUILD = "mimo_engine.engine.core:build_engine"
 
@@ -32,9 +33,9 @@ def omni_server(model, *, limits=None, restart_policy=None, guards=None, **parts
         Path(model),
         omni_config(model, **parts),
         BUILD,
-        media_limits=limits or MediaLimits(),
         restart_policy=restart_policy,
-        guards=guards,
+        media=limits or MediaLimits(),
+        guards=guards or GuardConfig(),
     )
 
 

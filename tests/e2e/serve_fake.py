@@ -6,7 +6,8 @@ from pathlib import Path
 
 from fake_engine import FakeCore
 
-from mimo_engine.config.engine import EngineConfig, ServerConfig
+from mimo_engine.config.engine import EngineConfig
+from mimo_engine.config.server import ServerConfig
 from mimo_engine.errors import CheckpointError
 from mimo_engine.server.run import run_server
 from mimo_engine.utils.logging import setup_logging

@@ -9,7 +9,6 @@ import pytest
 from fake_server import ServerThread
 
 from mimo_engine.config.engine import EngineConfig
-from mimo_engine.config.media_settings import MediaLimits
 from mimo_engine.utils.hub import resolve_model
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +31,7 @@ def server():
     directory = resolve_model("demo")
     config = EngineConfig(model=str(directory), device="cpu")
     build = "mimo_engine.engine.core:build_engine"
-    with ServerThread(directory, config, build, media_limits=MediaLimits()) as server:
+    with ServerThread(directory, config, build) as server:
         yield server
 
 

@@ -12,7 +12,8 @@ import pytest
 from fake_server import FakeServer, ServerThread
 
 from mimo_engine.cli.main import main
-from mimo_engine.config.engine import EngineConfig, SchedulerConfig, ThinkingConfig
+from mimo_engine.config.engine import EngineConfig, SchedulerConfig
+from mimo_engine.config.server import ThinkingConfig
 
 USER = [{"role": "user", "content": "Who is it?"}]
 PERSON = {

@@ -9,7 +9,7 @@ from fake_server import MODEL, FakeServer, scripted
 
 from mimo_engine.chat.loop_guard import bound
 from mimo_engine.config.engine import SchedulerConfig
-from mimo_engine.config.guards import GuardConfig
+from mimo_engine.config.server import GuardConfig
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 START, UNIT = "So it goes: ", "no, wait. "

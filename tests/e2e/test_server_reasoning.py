@@ -6,7 +6,7 @@ import httpx
 import pytest
 from fake_server import FakeServer, scripted
 
-from mimo_engine.config.engine import ThinkingConfig
+from mimo_engine.config.server import ThinkingConfig
 
 THOUGHT = "<think>First, a < b.\n</think>So 42."
 CALL = "<tool_call><function=f></function></tool_call>"

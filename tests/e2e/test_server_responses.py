@@ -9,7 +9,8 @@ import openai
 import pytest
 from fake_server import MODEL, FakeServer, scripted
 
-from mimo_engine.config.engine import ResponsesConfig, SchedulerConfig
+from mimo_engine.config.engine import SchedulerConfig
+from mimo_engine.config.server import ResponsesConfig
 
 WEATHER = {
     "type": "function",

@@ -8,7 +8,7 @@ from demo_server import demo_server, spoken_words, wav
 from fake_server import MODEL
 
 from mimo_engine.config.media_settings import MediaLimits
-from mimo_engine.config.transcription import TranscriptionConfig
+from mimo_engine.config.server import TranscriptionConfig
 
 CHUNK_S = 1.9
 LIMITS = MediaLimits(max_media_mib=4.0, max_audio_s=20.0)
@@ -19,7 +19,7 @@ QUESTION = "Please write down what you hear."
 @pytest.fixture(scope="module")
 def server():
     options = TranscriptionConfig(transcription_prompt=QUESTION, transcription_chunk_s=CHUNK_S)
-    with demo_server(limits=LIMITS, transcription=options) as server:
+    with demo_server(media=LIMITS, transcription=options) as server:
         yield server
 
 

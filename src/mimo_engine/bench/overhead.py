@@ -31,7 +31,8 @@ from typing import Any
 
 from mimo_engine.bench.record import append_result
 from mimo_engine.chat.tokenizer import Tokenizer
-from mimo_engine.config.engine import EngineConfig, ServerConfig
+from mimo_engine.config.engine import EngineConfig
+from mimo_engine.config.server import ServerConfig
 from mimo_engine.messages import EngineInfo, EngineStats, NewRequest, TokenOutput
 from mimo_engine.server.run import run_server
 from mimo_engine.utils.hub import DEMO, resolve_model

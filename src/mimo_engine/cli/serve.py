@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tyro.conf import PositionalRequiredArgs
 
-from mimo_engine.config.engine import EngineConfig, ServerConfig
+from mimo_engine.config.engine import EngineConfig
+from mimo_engine.config.server import ServerConfig
 from mimo_engine.server.run import run_server
 from mimo_engine.utils.hub import resolve_model
 from mimo_engine.utils.logging import setup_logging

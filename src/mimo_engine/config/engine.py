@@ -10,10 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mimo_engine.config.guards import GuardConfig
-from mimo_engine.config.media_settings import EncoderConfig, MediaFacts, MediaLimits
-from mimo_engine.config.security import SecurityConfig
-from mimo_engine.config.transcription import TranscriptionConfig
+from mimo_engine.config.media_settings import EncoderConfig, MediaFacts
 from mimo_engine.errors import ConfigError
 
 __all__ = [
@@ -24,11 +21,8 @@ __all__ = [
     "Mxfp4Activations",
     "ParallelConfig",
     "RandomWeights",
-    "ResponsesConfig",
     "SchedulerConfig",
-    "ServerConfig",
     "SpeculativeConfig",
-    "ThinkingConfig",
 ]
 
 GIB = 1024**3
@@ -142,66 +136,6 @@ class ParallelConfig:
     def __post_init__(self) -> None:
         if self.tensor_parallel_size < 1:
             raise ConfigError("--tensor-parallel-size must be at least 1")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ThinkingConfig:
-    """What chat requests may do while they think."""
-
-    strict_thinking: bool = False
-    """A thought ends with </think> only: until then no tool call and no end of the turn is
-    sampled. Requests with a grammar always have this."""
-    thinking_token_budget: int | None = None
-    """Tokens of a thought before </think> is forced, for requests that give none. Default: no
-    limit."""
-    tool_call_in_thinking: Literal["rescue", "leave"] = "rescue"
-    """A tool call inside a thought ends it and is a call (rescue), or is text of it (leave)."""
-
-    def __post_init__(self) -> None:
-        if self.thinking_token_budget is not None and self.thinking_token_budget < 1:
-            raise ConfigError("--thinking-token-budget must be at least 1")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ResponsesConfig:
-    """What is kept of /v1/responses, in memory, the least recently used out first."""
-
-    response_store: int = 1000
-    """Responses that can be continued by previous_response_id and asked for by id. 0: none."""
-    response_store_mib: int = 256
-    """JSON of all of them, media as they were sent; a conversation that is larger is not kept."""
-
-    def __post_init__(self) -> None:
-        if self.response_store < 0:
-            raise ConfigError("--response-store must be at least 0")
-        if self.response_store_mib < 1:
-            raise ConfigError(
-                "--response-store-mib must be at least 1; --response-store 0 keeps nothing"
-            )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ServerConfig:
-    """The HTTP front."""
-
-    host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 for every interface."""
-    port: int = 8000
-    """TCP port; 0 for any that is free."""
-    served_model_name: str | None = None
-    """Name in the API. Default: the name of the checkpoint's directory."""
-    chat_template: str | None = None
-    """A Jinja file that replaces the checkpoint's chat template."""
-    thinking: ThinkingConfig = field(default_factory=ThinkingConfig)
-    guards: GuardConfig = field(default_factory=GuardConfig)
-    responses: ResponsesConfig = field(default_factory=ResponsesConfig)
-    transcription: TranscriptionConfig = field(default_factory=TranscriptionConfig)
-    media: MediaLimits = field(default_factory=MediaLimits)
-    security: SecurityConfig = field(default_factory=SecurityConfig)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.port < 2**16:
-            raise ConfigError(f"--port must be 0 to 65535, not {self.port}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from mimo_engine.config.transcription import TRANSCRIPTION_PROMPT
+from mimo_engine.config.server import TRANSCRIPTION_PROMPT
 from mimo_engine.eval.api import Reply, chat_request
 from mimo_engine.eval.evaluation import Evaluation, Grade, Item, Options, Question
 from mimo_engine.eval.media_uris import data_uri

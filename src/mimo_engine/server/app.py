@@ -9,12 +9,9 @@ from starlette.middleware import Middleware
 
 from mimo_engine.chat.template import ChatTemplate
 from mimo_engine.chat.tokenizer import Tokenizer
-from mimo_engine.config.engine import ResponsesConfig, ThinkingConfig
 from mimo_engine.config.generation import SamplingDefaults
-from mimo_engine.config.guards import GuardConfig
-from mimo_engine.config.media_settings import MediaLimits
 from mimo_engine.config.security import SecurityConfig
-from mimo_engine.config.transcription import TranscriptionConfig
+from mimo_engine.config.server import ServerConfig
 from mimo_engine.engine.client import AsyncEngineClient
 from mimo_engine.multimodal.processor import MediaProcessor
 from mimo_engine.server.admin import admin_router
@@ -28,7 +25,7 @@ from mimo_engine.server.grammars import GrammarCheck
 from mimo_engine.server.metrics import Metrics
 from mimo_engine.server.openapi import Api
 from mimo_engine.server.playground import playground_router
-from mimo_engine.server.request_log import Failures, GenerationLog, RequestLog
+from mimo_engine.server.request_log import Failures, RequestLog
 from mimo_engine.server.responses import responses_router
 from mimo_engine.server.security import BrowserGuard, Cors, KeyCheck, is_loopback, read_api_keys
 from mimo_engine.server.transcriptions import transcriptions_router
@@ -40,47 +37,36 @@ def create_app(
     client: AsyncEngineClient,
     tokenizer: Tokenizer,
     template: ChatTemplate | None,
+    config: ServerConfig,
     *,
     model_name: str,
     defaults: SamplingDefaults,
-    thinking: ThinkingConfig | None = None,
-    guards: GuardConfig | None = None,
-    responses: ResponsesConfig | None = None,
-    transcription: TranscriptionConfig | None = None,
-    media: MediaProcessor | None = None,
-    security: SecurityConfig | None = None,
-    host: str = "127.0.0.1",
+    media: MediaProcessor,
 ) -> FastAPI:
-    """The routes over a started `client`, which the caller closes after the server has ended.
+    """The routes over a started `client`, which the caller closes after the server has ended, and
+    `media` too.
 
-    `template` None: a base model, without chat. `defaults` and `thinking`: of chat requests.
-    `media`: which the caller closes too; None: text alone. `host`: what the server listens on.
-    ConfigError: a file of keys that cannot be read.
+    `template` None: a base model, without chat. `defaults`: of chat requests. ConfigError: a file
+    of keys that cannot be read.
     """
-    security = security or SecurityConfig()
     context = ServerContext(
         client=client,
         tokenizer=tokenizer,
         template=template,
+        config=config,
         model_name=model_name,
         defaults=defaults,
-        thinking=thinking or ThinkingConfig(),
-        guards=guards or GuardConfig(),
-        transcription=transcription or TranscriptionConfig(),
-        media=media
-        or MediaProcessor(None, tokenizer, MediaLimits(), max_tokens=client.info.max_model_len),
+        media=media,
         check_grammar=GrammarCheck(tokenizer),
         metrics=Metrics(client),
         created=int(time.time()),
-        generation_log=GenerationLog(tokenizer) if security.log_requests else None,
     )
-    app = Api(
-        title="mimo-engine", docs_url=None, redoc_url=None, middleware=_layers(security, host)
-    )
+    layers = _layers(config.security, config.host)
+    app = Api(title="mimo-engine", docs_url=None, redoc_url=None, middleware=layers)
     add_error_handlers(app)
     app.include_router(completions_router(context))
     app.include_router(chat_router(context))
-    app.include_router(responses_router(context, responses or ResponsesConfig()))
+    app.include_router(responses_router(context))
     app.include_router(messages_router(context))
     app.include_router(transcriptions_router(context))
     app.include_router(admin_router(context))

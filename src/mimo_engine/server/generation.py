@@ -20,11 +20,9 @@ from mimo_engine.chat.detokenize import OutputText
 from mimo_engine.chat.loop_guard import Loop, LoopGuard
 from mimo_engine.chat.template import ChatTemplate
 from mimo_engine.chat.tokenizer import Tokenizer
-from mimo_engine.config.engine import ThinkingConfig
 from mimo_engine.config.generation import SamplingDefaults
-from mimo_engine.config.guards import GuardConfig
 from mimo_engine.config.sampling import SamplingParams
-from mimo_engine.config.transcription import TranscriptionConfig
+from mimo_engine.config.server import ServerConfig
 from mimo_engine.engine.client import AsyncEngineClient
 from mimo_engine.errors import ContextLengthError, MimoError, RequestError
 from mimo_engine.messages import MediaItem, NewRequest, TokenLogprobs, TokenOutput
@@ -34,7 +32,7 @@ from mimo_engine.server.errors import ModelNotFoundError
 from mimo_engine.server.grammars import GrammarCheck
 from mimo_engine.server.metrics import Metrics
 from mimo_engine.server.objects import CompletionTokensDetails, PromptTokensDetails, Usage
-from mimo_engine.server.request_log import GenerationLog
+from mimo_engine.server.request_log import log_generation
 
 __all__ = ["LOOPED", "Generation", "ServerContext", "Update", "check_num_tokens"]
 
@@ -57,19 +55,15 @@ class ServerContext:
     tokenizer: Tokenizer
     template: ChatTemplate | None
     """None: a base model, which has no chat."""
+    config: ServerConfig
     model_name: str
     defaults: SamplingDefaults
     """Of chat requests."""
-    thinking: ThinkingConfig
-    guards: GuardConfig
-    transcription: TranscriptionConfig
     media: MediaProcessor
     check_grammar: GrammarCheck
     metrics: Metrics
     created: int
     """Unix time, s: when this server came to be."""
-    generation_log: GenerationLog | None = None
-    """None: what is generated is not logged."""
 
     def check_model(self, name: str | None) -> None:
         """ModelNotFoundError unless `name` is the served model or absent."""
@@ -137,7 +131,7 @@ class Generation:
                     media=list(media),
                 ),
                 context.tokenizer,
-                None if context.guards.loop_guard == "off" else LoopGuard(),
+                None if context.config.guards.loop_guard == "off" else LoopGuard(),
             )
             for i in range(len(prompts) * params.n)
         }
@@ -215,7 +209,7 @@ class Generation:
             )
         loop = choice.loop_guard and choice.loop_guard.push(output.token_ids)
         num_tokens = len(choice.output.token_ids)
-        if loop is not None and self._context.guards.loop_guard == "stop":
+        if loop is not None and self._context.config.guards.loop_guard == "stop":
             output = _cut(output, loop.position - num_tokens)
         num_logprobs = len(choice.output.logprobs or ())
         text = choice.output.add(output)
@@ -234,7 +228,7 @@ class Generation:
         choice.loop_guard = None
         if len(choice.output.token_ids) < loop.position:
             return  # a stop string came first
-        action = self._context.guards.loop_guard
+        action = self._context.config.guards.loop_guard
         logger.warning(
             "request %s repeats itself with a period of %d tokens, seen at token %d (%s)",
             choice.request.request_id,
@@ -256,9 +250,10 @@ class Generation:
 
     def _record_end(self, choice: _Choice, reason: str) -> None:
         self._context.metrics.requests.labels(reason).inc()
-        if self._context.generation_log is not None:
+        if self._context.config.security.log_requests:
             begin, first = self._started_at, choice.first_token_at
-            self._context.generation_log.write(
+            log_generation(
+                self._context.tokenizer,
                 choice.request.prompt_token_ids,
                 choice.output,
                 reason=reason,

@@ -49,7 +49,7 @@ class Metrics:
         self.output_tokens = Counter(
             "mimo_engine_output_tokens", "Tokens generated.", registry=self._registry
         )
-        # Of guards (config/guards.py), and of the thinking budget.
+        # Of guards (GuardConfig), and of the thinking budget.
         self.loops = Counter(
             "mimo_engine_loops",
             "Outputs that repeated themselves without end, by what was done about it.",

@@ -17,7 +17,7 @@ from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.server.errors import error_response
 from mimo_engine.utils.logging import describe_failure
 
-__all__ = ["Failures", "GenerationLog", "RequestLog"]
+__all__ = ["Failures", "RequestLog", "log_generation"]
 
 MAX_PROMPT_CHARS = 10_000
 """Of a prompt in the log: media are thousands of marks."""
@@ -76,38 +76,35 @@ class RequestLog:
             logger.info("%s: status %d, %.3f s", _shown(scope), status, seconds)
 
 
-class GenerationLog:
-    """A line for every request to the engine: its tokens, times and prompt."""
+def log_generation(
+    tokenizer: Tokenizer,
+    prompt: Sequence[int],
+    output: OutputText,
+    *,
+    reason: str,
+    seconds: float,
+    first_token_s: float | None,
+) -> None:
+    """A line for a request to the engine: its tokens, times and prompt.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def write(
-        self,
-        prompt: Sequence[int],
-        output: OutputText,
-        *,
-        reason: str,
-        seconds: float,
-        first_token_s: float | None,
-    ) -> None:
-        """reason: why it ended. first_token_s: from its beginning; None: there was no token."""
-        # The model may have rows without a token, and ids of those may be sent.
-        known = [token_id for token_id in prompt if token_id < self._tokenizer.num_tokens]
-        text = self._tokenizer.decode(known, skip_special_tokens=False)
-        cut = "" if len(text) <= MAX_PROMPT_CHARS else f"... ({len(text)} characters)"
-        logger.info(
-            "generated: %d prompt tokens (%d cached), %d output tokens, first token after %s, "
-            "%.3f s, ended by %s; prompt: %r%s",
-            len(prompt),
-            output.num_cached_tokens,
-            len(output.token_ids),
-            "-" if first_token_s is None else f"{first_token_s:.3f} s",
-            seconds,
-            reason,
-            text[:MAX_PROMPT_CHARS],
-            cut,
-        )
+    reason: why it ended. first_token_s: from its beginning; None: there was no token.
+    """
+    # The model may have rows without a token, and ids of those may be sent.
+    known = [token_id for token_id in prompt if token_id < tokenizer.num_tokens]
+    text = tokenizer.decode(known, skip_special_tokens=False)
+    cut = "" if len(text) <= MAX_PROMPT_CHARS else f"... ({len(text)} characters)"
+    logger.info(
+        "generated: %d prompt tokens (%d cached), %d output tokens, first token after %s, "
+        "%.3f s, ended by %s; prompt: %r%s",
+        len(prompt),
+        output.num_cached_tokens,
+        len(output.token_ids),
+        "-" if first_token_s is None else f"{first_token_s:.3f} s",
+        seconds,
+        reason,
+        text[:MAX_PROMPT_CHARS],
+        cut,
+    )
 
 
 def _shown(scope: Scope) -> str:

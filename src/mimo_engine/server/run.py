@@ -15,8 +15,9 @@ from fastapi import FastAPI
 
 from mimo_engine.chat.template import ChatTemplate
 from mimo_engine.chat.tokenizer import Tokenizer
-from mimo_engine.config.engine import EngineConfig, ServerConfig
+from mimo_engine.config.engine import EngineConfig
 from mimo_engine.config.generation import read_sampling_defaults
+from mimo_engine.config.server import ServerConfig
 from mimo_engine.engine.client import AsyncEngineClient
 from mimo_engine.engine.features import raise_file_limit
 from mimo_engine.errors import ConfigError, MimoError
@@ -67,15 +68,10 @@ async def _serve(engine: EngineConfig, server: ServerConfig, build: str) -> int:
                 client,
                 tokenizer,
                 template,
+                server,
                 model_name=model_name,
                 defaults=defaults,
-                thinking=server.thinking,
-                guards=server.guards,
-                responses=server.responses,
-                transcription=server.transcription,
                 media=media,
-                security=server.security,
-                host=server.host,
             )
             try:
                 await _Server(app).serve(sockets=[sock])

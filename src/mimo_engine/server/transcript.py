@@ -66,7 +66,7 @@ class Transcript:
         self._sounds = context.media.sound_chunks(
             data,
             "file",
-            longest_s=context.transcription.transcription_chunk_s,
+            longest_s=context.config.transcription.transcription_chunk_s,
         )
         self._joined = JoinedText()
         self.segments: list[Segment] = []
@@ -169,7 +169,7 @@ class _Chunk:
 
     async def _start(self, sound: SoundChunk) -> tuple[_Speech, Generation]:
         body, segment = self._body, self.segment
-        instruction = body.instruction(self._context.transcription.transcription_prompt)
+        instruction = body.instruction(self._context.config.transcription.transcription_prompt)
         content = [
             {"type": "audio", "audio": (sound.samples, sound.rate)},
             {"type": "text", "text": instruction},

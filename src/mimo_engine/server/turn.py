@@ -158,7 +158,7 @@ def _answer(body: ChatRequest, task: _Task, context: ServerContext) -> Answer:
     parser = StreamParser(
         thinking=task.parsed_thinking,
         tools=task.tools,
-        tool_call_in_thinking=context.thinking.tool_call_in_thinking,
+        tool_call_in_thinking=context.config.thinking.tool_call_in_thinking,
     )
     return Answer(
         parser,
@@ -171,7 +171,7 @@ def _max_calls(body: ChatRequest, context: ServerContext) -> int | None:
     """The smallest of what the request and the server allow; None: any number."""
     limits = (
         body.max_tool_calls,
-        context.guards.max_tool_calls,
+        context.config.guards.max_tool_calls,
         1 if body.parallel_tool_calls is False else None,
     )
     return min((limit for limit in limits if limit is not None), default=None)
@@ -200,7 +200,7 @@ async def conversation_prompt(
             template_kwargs=body.template_kwargs(),
         )
 
-    shown = with_newest_images(body.messages, context.guards.keep_images)
+    shown = with_newest_images(body.messages, context.config.guards.keep_images)
     context.metrics.images_removed.inc(shown.num_removed)
     return await context.media.process_mm_data_async(shown.messages, render=render)
 
@@ -271,7 +271,7 @@ def _thinking_spec(
     may_call: bool,
 ) -> ThinkingSpec | None:
     """None where nothing has to be seen to while the model thinks."""
-    tokenizer, config = context.tokenizer, context.thinking
+    tokenizer, config = context.tokenizer, context.config.thinking
     start_id, end_id = tokenizer.find_id("<think>"), tokenizer.find_id("</think>")
     budget = body.thinking_token_budget or config.thinking_token_budget
     if budget is not None:

@@ -9,7 +9,6 @@ from mimo_engine.config.engine import (
     EngineConfig,
     ParallelConfig,
     SchedulerConfig,
-    ServerConfig,
 )
 from mimo_engine.errors import ConfigError
 
@@ -18,12 +17,6 @@ from mimo_engine.errors import ConfigError
 def test_a_cache_size_is_a_positive_number(size):
     with pytest.raises(ConfigError, match="--kv-cache-gib"):
         CacheConfig(kv_cache_gib=size)
-
-
-@pytest.mark.parametrize("port", [-1, 65536])
-def test_a_port_is_one_that_exists(port):
-    with pytest.raises(ConfigError, match="--port"):
-        ServerConfig(port=port)
 
 
 def test_one_gpu_cannot_hold_two_ranks():

@@ -8,7 +8,7 @@ import pytest
 from eval_helpers import graded, write_jsonl
 
 from media_files import make_audio, tone
-from mimo_engine.config.transcription import TRANSCRIPTION_PROMPT
+from mimo_engine.config.server import TRANSCRIPTION_PROMPT
 from mimo_engine.errors import ConfigError
 from mimo_engine.eval.asr import asr
 from mimo_engine.eval.evaluation import Options

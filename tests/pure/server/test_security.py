@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from mimo_engine.config.engine import ServerConfig
 from mimo_engine.config.security import SecurityConfig
+from mimo_engine.config.server import ServerConfig
 from mimo_engine.errors import ConfigError
 from mimo_engine.server.security import (
     OPEN_PATHS,

@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
-from mimo_engine.config.engine import ResponsesConfig
 from mimo_engine.errors import RequestError
 from mimo_engine.server.errors import ResponseNotFoundError
 from mimo_engine.server.generation import ServerContext
@@ -19,8 +18,9 @@ from mimo_engine.server.stream import json_response, stream_events, while_connec
 __all__ = ["responses_router"]
 
 
-def responses_router(context: ServerContext, config: ResponsesConfig) -> APIRouter:
+def responses_router(context: ServerContext) -> APIRouter:
     router = APIRouter()
+    config = context.config.responses
     store = ResponseStore(config.response_store, config.response_store_mib * 2**20)
 
     @router.post("/v1/responses")

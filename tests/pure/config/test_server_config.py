@@ -1,9 +1,15 @@
-"""Guards that could not work are refused by the name of their flag."""
+"""What could not work is refused by the name of its flag."""
 
 import pytest
 
-from mimo_engine.config.guards import GuardConfig
+from mimo_engine.config.server import GuardConfig, ServerConfig
 from mimo_engine.errors import ConfigError
+
+
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_a_port_is_one_that_exists(port):
+    with pytest.raises(ConfigError, match="--port"):
+        ServerConfig(port=port)
 
 
 def test_a_limit_of_calls_leaves_at_least_one():
