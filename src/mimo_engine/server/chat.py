@@ -24,7 +24,7 @@ from mimo_engine.server.objects import (
     Delta,
     TopLogprob,
 )
-from mimo_engine.server.stream import json_response, stream_events, while_connected
+from mimo_engine.server.stream import drained, json_response, stream_events, while_connected
 from mimo_engine.server.turn import Turn
 
 __all__ = ["chat_router"]
@@ -39,7 +39,7 @@ def chat_router(context: ServerContext) -> APIRouter:
         renderer = _Renderer(body, turn, context)
         if body.stream:
             return await stream_events(request, renderer.chunks())
-        await while_connected(request.receive, turn.run())
+        await while_connected(request.receive, drained(turn.updates()))
         return json_response(renderer.whole())
 
     return router

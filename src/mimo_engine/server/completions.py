@@ -29,7 +29,7 @@ from mimo_engine.server.objects import (
     finite,
 )
 from mimo_engine.server.schemas import CompletionRequest
-from mimo_engine.server.stream import json_response, stream_events, while_connected
+from mimo_engine.server.stream import drained, json_response, stream_events, while_connected
 
 __all__ = ["completions_router"]
 
@@ -56,7 +56,7 @@ def completions_router(context: ServerContext) -> APIRouter:
         renderer = _Renderer(body, generation, context)
         if body.stream:
             return await stream_events(request, renderer.chunks())
-        await while_connected(request.receive, generation.run())
+        await while_connected(request.receive, drained(generation.updates()))
         return json_response(renderer.whole())
 
     return router

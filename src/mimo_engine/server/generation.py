@@ -166,11 +166,6 @@ class Generation:
             for choice in self._choices.values():
                 self._record_end(choice, choice.output.finish_reason or unfinished)
 
-    async def run(self) -> None:
-        """Run all choices to their ends."""
-        async for _ in self.updates():
-            pass
-
     def end(self, index: int) -> None:
         """For the reader of an update: its choice has said enough."""
         self.outputs[index].finish_reason = "stop"

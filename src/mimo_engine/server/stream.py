@@ -17,7 +17,7 @@ from mimo_engine.errors import MimoError
 from mimo_engine.server.errors import error_body
 from mimo_engine.utils.logging import describe_failure
 
-__all__ = ["json_response", "stream_events", "while_connected"]
+__all__ = ["drained", "json_response", "stream_events", "while_connected"]
 
 T = TypeVar("T")
 
@@ -47,6 +47,13 @@ async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
         # A failed task holds its exception, whose traceback holds this frame: a circle, and all
         # that the frames below hold (a video's features, say) would wait for the collector.
         del task
+
+
+async def drained(updates: AsyncGenerator[object]) -> None:
+    """Run `updates` to their end: what they add up to is known elsewhere."""
+    async with aclosing(updates):
+        async for _ in updates:
+            pass
 
 
 async def _until_gone(receive: Receive) -> None:

@@ -112,12 +112,6 @@ class Transcript:
             del feeder
             tasks.clear()
 
-    async def run(self) -> None:
-        """Run it to its end."""
-        async with aclosing(self.updates()) as updates:
-            async for _ in updates:
-                pass
-
     async def _feed(
         self,
         chunks: asyncio.Queue[_Chunk | None],

@@ -21,7 +21,7 @@ from mimo_engine.errors import RequestError
 from mimo_engine.messages import TokenLogprobs
 from mimo_engine.server.generation import ServerContext
 from mimo_engine.server.objects import TopLogprob, finite
-from mimo_engine.server.stream import json_response, stream_events, while_connected
+from mimo_engine.server.stream import drained, json_response, stream_events, while_connected
 from mimo_engine.server.transcript import Segment, Transcript
 from mimo_engine.server.transcription_schemas import (
     TranscriptionRequest,
@@ -116,7 +116,7 @@ def transcriptions_router(context: ServerContext) -> APIRouter:
         renderer = _Renderer(body, transcript, context.tokenizer)
         if body.stream:
             return await stream_events(request, renderer.events())
-        await while_connected(request.receive, transcript.run())
+        await while_connected(request.receive, drained(transcript.updates()))
         return renderer.whole()
 
     return router

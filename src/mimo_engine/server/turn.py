@@ -103,11 +103,6 @@ class Turn:
             async for update in updates:
                 yield self._take(update)
 
-    async def run(self) -> None:
-        """Run all choices to their ends."""
-        async for _ in self.updates():
-            pass
-
     def message(self, index: int) -> ChatMessage:
         return self.answers[index].message()
 
