@@ -31,6 +31,7 @@ __all__ = [
     "DetokenizeRequest",
     "RequestModel",
     "SamplingRequest",
+    "SharedFields",
     "check_sizes",
 ]
 
@@ -128,11 +129,10 @@ class StreamOptions(RequestModel):
     """Either way there is none: it hides lengths from who watches encrypted traffic."""
 
 
-class SamplingRequest(RequestModel):
-    """What completions and chat have in common. None: as if the field were not there."""
+class SharedFields(RequestModel):
+    """What has the same name in all of OpenAI's APIs. None: as if the field were not there."""
 
     model: str | None = None
-    max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = Field(default=None, le=2**31 - 1)
@@ -141,7 +141,6 @@ class SamplingRequest(RequestModel):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
-    n: int | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
@@ -149,12 +148,19 @@ class SamplingRequest(RequestModel):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
     regex: str | None = None
     ebnf: str | None = None
+    stream: bool | None = None
+
+
+class SamplingRequest(SharedFields):
+    """What completions and chat have in common."""
+
+    max_tokens: int | None = None
+    n: int | None = None
+    response_format: dict[str, Any] | None = None
+    stream_options: StreamOptions | None = None
 
     @model_validator(mode="after")
     def _check_stream_options(self) -> SamplingRequest:

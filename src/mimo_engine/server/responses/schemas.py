@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mimo_engine.errors import RequestError
-from mimo_engine.server.schemas import RequestModel
+from mimo_engine.server.schemas import SharedFields
 
 __all__ = ["ResponsesRequest"]
 
@@ -40,7 +40,7 @@ class ResponsesStreamOptions(_Options):
     """Either way there is none: it hides lengths from who watches encrypted traffic."""
 
 
-class ResponsesRequest(RequestModel):
+class ResponsesRequest(SharedFields):
     """POST /v1/responses. None: as if the field were not there."""
 
     not_served: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -60,13 +60,11 @@ class ResponsesRequest(RequestModel):
         "response_format": "text.format",
     }
 
-    model: str | None = None
     input: str | list[dict[str, Any]]
     instructions: str | None = None
     previous_response_id: str | None = None
     store: bool | None = None
     include: list[str] | None = None
-    stream: bool | None = None
     stream_options: ResponsesStreamOptions | None = None
 
     tools: list[dict[str, Any]] | None = None
@@ -78,8 +76,6 @@ class ResponsesRequest(RequestModel):
     truncation: str | None = None
 
     max_output_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
 
     metadata: dict[str, str] | None = None
     user: str | None = None
@@ -87,22 +83,6 @@ class ResponsesRequest(RequestModel):
     prompt_cache_key: str | None = None
 
     # Beyond OpenAI's, as in chat.
-    top_k: int | None = Field(default=None, le=2**31 - 1)
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    min_tokens: int | None = None
-    ignore_eos: bool | None = None
-    skip_special_tokens: bool | None = None
-    include_stop_str_in_output: bool | None = None
-    structured_outputs: dict[str, Any] | None = None
-    regex: str | None = None
-    ebnf: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     enable_thinking: bool | None = None
     thinking_token_budget: int | None = Field(default=None, ge=1)

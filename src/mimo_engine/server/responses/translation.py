@@ -17,14 +17,13 @@ from mimo_engine.server.chat_schemas import ChatRequest
 from mimo_engine.server.errors import ModelNotFoundError
 from mimo_engine.server.responses.schemas import ResponsesRequest
 from mimo_engine.server.responses.transcript import Transcript
+from mimo_engine.server.schemas import SharedFields
 
 __all__ = ["chat_request", "in_terms_of_responses"]
 
 _SAME = (
-    *("model", "parallel_tool_calls", "max_tool_calls", "temperature", "top_p", "top_k", "min_p"),
-    *("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "stop"),
-    *("seed", "stop_token_ids", "min_tokens", "ignore_eos", "skip_special_tokens"),
-    *("include_stop_str_in_output", "structured_outputs", "regex", "ebnf"),
+    *SharedFields.model_fields,
+    *("parallel_tool_calls", "max_tool_calls"),
     *("chat_template_kwargs", "enable_thinking", "thinking_token_budget"),
 )
 """Fields that chat has under the same name."""
