@@ -76,10 +76,7 @@ class TopLogprob(msgspec.Struct, frozen=True):
         return cls(data.decode("utf-8", errors="replace"), list(data), finite(logprob))
 
 
-class ChatLogprob(msgspec.Struct, frozen=True):
-    token: str
-    bytes: list[int]
-    logprob: float
+class ChatLogprob(TopLogprob, frozen=True):
     top_logprobs: list[TopLogprob]
 
 

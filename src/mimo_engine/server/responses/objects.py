@@ -46,7 +46,7 @@ __all__ = [
 Status = Literal["in_progress", "completed", "incomplete"]
 
 
-class OutputText(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="output_text"):
+class OutputText(msgspec.Struct, frozen=True, kw_only=True, tag="output_text"):
     text: str
     annotations: list[Any] = []
     logprobs: list[Any] = []
@@ -54,7 +54,7 @@ class OutputText(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", ta
 
 
 class ReasoningText(
-    msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="reasoning_text"
+    msgspec.Struct, frozen=True, kw_only=True, tag="reasoning_text"
 ):
     text: str
 
@@ -62,7 +62,7 @@ class ReasoningText(
 Part = OutputText | ReasoningText
 
 
-class ReasoningItem(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="reasoning"):
+class ReasoningItem(msgspec.Struct, frozen=True, kw_only=True, tag="reasoning"):
     id: str
     status: Status
     summary: list[Any] = []
@@ -70,14 +70,14 @@ class ReasoningItem(msgspec.Struct, frozen=True, kw_only=True, tag_field="type",
     encrypted_content: str | None = None
 
 
-class MessageItem(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="message"):
+class MessageItem(msgspec.Struct, frozen=True, kw_only=True, tag="message"):
     id: str
     status: Status
     role: Literal["assistant"] = "assistant"
     content: list[OutputText] = []
 
 
-class CallItem(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="function_call"):
+class CallItem(msgspec.Struct, frozen=True, kw_only=True, tag="function_call"):
     id: str
     status: Status
     call_id: str
@@ -165,7 +165,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     user: str | None
 
 
-class Event(msgspec.Struct, kw_only=True, tag_field="type"):
+class Event(msgspec.Struct, kw_only=True):
     """One event of a stream; its number is given to it when it is sent."""
 
     sequence_number: int = -1
@@ -216,34 +216,33 @@ class _OfItem(Event, kw_only=True):
     output_index: int
 
 
-class PartAdded(_OfItem, tag="response.content_part.added", kw_only=True):
+class _OfPart(_OfItem, kw_only=True):
     content_index: int = 0
+    """Items have one part."""
+
+
+class PartAdded(_OfPart, tag="response.content_part.added", kw_only=True):
     part: Part
 
 
-class PartDone(_OfItem, tag="response.content_part.done", kw_only=True):
-    content_index: int = 0
+class PartDone(_OfPart, tag="response.content_part.done", kw_only=True):
     part: Part
 
 
-class ReasoningDelta(_OfItem, tag="response.reasoning_text.delta", kw_only=True):
-    content_index: int = 0
+class ReasoningDelta(_OfPart, tag="response.reasoning_text.delta", kw_only=True):
     delta: str
 
 
-class ReasoningDone(_OfItem, tag="response.reasoning_text.done", kw_only=True):
-    content_index: int = 0
+class ReasoningDone(_OfPart, tag="response.reasoning_text.done", kw_only=True):
     text: str
 
 
-class TextDelta(_OfItem, tag="response.output_text.delta", kw_only=True):
-    content_index: int = 0
+class TextDelta(_OfPart, tag="response.output_text.delta", kw_only=True):
     delta: str
     logprobs: list[Any] = []
 
 
-class TextDone(_OfItem, tag="response.output_text.done", kw_only=True):
-    content_index: int = 0
+class TextDone(_OfPart, tag="response.output_text.done", kw_only=True):
     text: str
     logprobs: list[Any] = []
 
