@@ -29,10 +29,8 @@ from mimo_engine.errors import (
 
 __all__ = [
     "OVERLOADED",
-    "ModelNotFoundError",
-    "PreviousResponseNotFoundError",
+    "CodedError",
     "RefusedError",
-    "ResponseNotFoundError",
     "add_error_handlers",
     "error_body",
     "error_response",
@@ -57,13 +55,15 @@ _ANTHROPIC_TYPES = {
 """By status; of the others by their hundreds."""
 
 
-class ModelNotFoundError(RequestError):
-    """The request names a model that this server does not have; HTTP 404."""
+class CodedError(RequestError):
+    """A RequestError with a status or a code of its own."""
 
-    def __init__(self, name: str, served: str) -> None:
-        super().__init__(
-            f"The model `{name}` does not exist; this server has `{served}`.", param="model"
-        )
+    def __init__(
+        self, message: str, *, param: str | None = None, status: int = 400, code: str | None = None
+    ) -> None:
+        super().__init__(message, param=param)
+        self.status = status
+        self.code = code
 
 
 class RefusedError(HTTPException):
@@ -74,17 +74,6 @@ class RefusedError(HTTPException):
     ) -> None:
         super().__init__(status, message, headers)
         self.code = code
-
-
-class ResponseNotFoundError(RequestError):
-    """The path names a response that is not kept; HTTP 404."""
-
-
-class PreviousResponseNotFoundError(RequestError):
-    """The request continues a response that is not kept; HTTP 400."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, param="previous_response_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,12 +168,8 @@ def _problem(error: Exception) -> _Problem:
     match error:
         case RequestValidationError():
             return _validation_problem(error)
-        case ModelNotFoundError():
-            return _Problem(404, str(error), bad, error.param, "model_not_found")
-        case ResponseNotFoundError():
-            return _Problem(404, str(error), bad, error.param)
-        case PreviousResponseNotFoundError():
-            return _Problem(400, str(error), bad, error.param, "previous_response_not_found")
+        case CodedError():
+            return _Problem(error.status, str(error), bad, error.param, error.code)
         case ContextLengthError():
             return _Problem(400, str(error), bad, error.param, "context_length_exceeded")
         case RequestError():

@@ -28,7 +28,7 @@ from mimo_engine.errors import ContextLengthError, MimoError, RequestError
 from mimo_engine.messages import MediaItem, NewRequest, TokenLogprobs, TokenOutput
 from mimo_engine.multimodal.processor import MediaProcessor
 from mimo_engine.multimodal.shared_arrays import SharedArrays
-from mimo_engine.server.errors import ModelNotFoundError
+from mimo_engine.server.errors import CodedError
 from mimo_engine.server.grammars import GrammarCheck
 from mimo_engine.server.metrics import Metrics
 from mimo_engine.server.objects import CompletionTokensDetails, PromptTokensDetails, Usage
@@ -66,9 +66,14 @@ class ServerContext:
     """Unix time, s: when this server came to be."""
 
     def check_model(self, name: str | None) -> None:
-        """ModelNotFoundError unless `name` is the served model or absent."""
+        """CodedError, a 404, unless `name` is the served model or absent."""
         if name is not None and name != self.model_name:
-            raise ModelNotFoundError(name, self.model_name)
+            raise CodedError(
+                f"The model `{name}` does not exist; this server has `{self.model_name}`.",
+                param="model",
+                status=404,
+                code="model_not_found",
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -53,9 +53,7 @@ class OutputText(msgspec.Struct, frozen=True, kw_only=True, tag="output_text"):
     """None are served here; clients require the list, here and in events."""
 
 
-class ReasoningText(
-    msgspec.Struct, frozen=True, kw_only=True, tag="reasoning_text"
-):
+class ReasoningText(msgspec.Struct, frozen=True, kw_only=True, tag="reasoning_text"):
     text: str
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request, Response
 
 from mimo_engine.errors import RequestError
-from mimo_engine.server.errors import ResponseNotFoundError
+from mimo_engine.server.errors import CodedError
 from mimo_engine.server.generation import ServerContext
 from mimo_engine.server.responses.input_items import items_before, listed
 from mimo_engine.server.responses.run import ResponseRun
@@ -79,8 +79,9 @@ def _kept(store: ResponseStore, response_id: str) -> KeptResponse:
     return kept
 
 
-def _not_found(response_id: str) -> ResponseNotFoundError:
-    return ResponseNotFoundError(
+def _not_found(response_id: str) -> CodedError:
+    return CodedError(
         f"Response with id {response_id!r:.80} not found: this server keeps responses while there "
-        "is room (--response-store, --response-store-mib), and none whose store was false"
+        "is room (--response-store, --response-store-mib), and none whose store was false",
+        status=404,
     )

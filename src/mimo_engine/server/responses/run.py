@@ -16,7 +16,7 @@ import msgspec
 from starlette.types import Receive
 
 from mimo_engine.errors import MimoError, RequestError
-from mimo_engine.server.errors import PreviousResponseNotFoundError, openai_error
+from mimo_engine.server.errors import CodedError, openai_error
 from mimo_engine.server.generation import ServerContext
 from mimo_engine.server.responses.echo import opening
 from mimo_engine.server.responses.input_items import as_json, input_items
@@ -212,19 +212,21 @@ def _previous(body: ResponsesRequest, store: ResponseStore) -> KeptResponse | No
     response_id = body.previous_response_id
     if response_id is None:
         return None
+    kept = store.find(response_id)
+    if kept is not None:
+        return kept
     if not store.is_on:
-        raise PreviousResponseNotFoundError(
+        problem = (
             "this server keeps no responses: send the items of earlier turns in input, or start "
             "it with --response-store"
         )
-    kept = store.find(response_id)
-    if kept is None:
-        raise PreviousResponseNotFoundError(
+    else:
+        problem = (
             f"Previous response with id {response_id!r:.80} not found: responses are kept while "
             "there is room (--response-store, --response-store-mib), unless store was false, they "
             "failed, or the server was started again; send the items of earlier turns in input"
         )
-    return kept
+    raise CodedError(problem, param="previous_response_id", code="previous_response_not_found")
 
 
 def _keeps(body: ResponsesRequest, store: ResponseStore) -> bool:

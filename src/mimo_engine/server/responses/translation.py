@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from mimo_engine.errors import ContextLengthError, RequestError
 from mimo_engine.server.chat_schemas import ChatRequest
-from mimo_engine.server.errors import ModelNotFoundError
+from mimo_engine.server.errors import CodedError
 from mimo_engine.server.responses.schemas import ResponsesRequest
 from mimo_engine.server.responses.transcript import Transcript
 from mimo_engine.server.schemas import SharedFields
@@ -70,7 +70,7 @@ def chat_request(body: ResponsesRequest, transcript: Transcript) -> ChatRequest:
 
 def in_terms_of_responses(error: RequestError, transcript: Transcript) -> RequestError:
     """The same error about the fields and items that the client sent."""
-    if isinstance(error, ModelNotFoundError):
+    if isinstance(error, CodedError):
         return error
     kind = ContextLengthError if isinstance(error, ContextLengthError) else RequestError
     param = error.param and _NAMES.get(error.param, _spelled(error.param, transcript))
