@@ -6,6 +6,7 @@ import time
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
 from mimo_engine.chat.template import ChatTemplate
 from mimo_engine.chat.tokenizer import Tokenizer
@@ -26,8 +27,8 @@ from mimo_engine.server.metrics import Metrics
 from mimo_engine.server.openapi import Api
 from mimo_engine.server.playground import playground_router
 from mimo_engine.server.request_log import Failures, RequestLog
-from mimo_engine.server.responses import responses_router
-from mimo_engine.server.security import BrowserGuard, Cors, KeyCheck, is_loopback, read_api_keys
+from mimo_engine.server.responses.routes import responses_router
+from mimo_engine.server.security import BrowserGuard, KeyCheck, is_loopback, read_api_keys
 from mimo_engine.server.transcriptions import transcriptions_router
 
 __all__ = ["create_app"]
@@ -84,7 +85,16 @@ def _layers(security: SecurityConfig, host: str) -> list[Middleware]:
         hosts = security.allowed_host if is_loopback(host) else None
         layers.append(Middleware(BrowserGuard, origins=security.cors_origin, hosts=hosts))
     if security.cors_origin:
-        layers.append(Middleware(Cors, security.cors_origin))
+        # No cookies: a key is what lets a request in.
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=security.cors_origin,
+            allow_methods=("DELETE", "GET", "POST"),
+            # The clients of OpenAI and Anthropic send a dozen of their own.
+            allow_headers=("*",),
+            max_age=600,
+        )
+        layers.append(cors)
     layers.append(Middleware(Failures))
     if keys:
         layers.append(Middleware(KeyCheck, keys))

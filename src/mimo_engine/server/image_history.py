@@ -7,30 +7,23 @@ fetched, decoded or checked, and does not count as media.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["REMOVED", "KeptImages", "with_newest_images"]
+__all__ = ["with_newest_images"]
 
 REMOVED = "[image removed]"
 
 _IMAGE_TYPES = ("image", "image_url")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class KeptImages:
-    """A conversation without its older images."""
-
-    messages: Sequence[Mapping[str, Any]]
-    num_removed: int
-
-
-def with_newest_images(messages: Sequence[Mapping[str, Any]], num_kept: int | None) -> KeptImages:
+def with_newest_images(
+    messages: Sequence[Mapping[str, Any]], num_kept: int | None
+) -> tuple[Sequence[Mapping[str, Any]], int]:
     """`messages` with all but the last `num_kept` images (None: all are kept) as a text part that
-    says REMOVED. Videos and sound are left as they are. What is no message or no part, too: it is
-    refused elsewhere."""
+    says REMOVED, and how many were removed. Videos and sound are left as they are. What is no
+    message or no part, too: it is refused elsewhere."""
     if num_kept is None:
-        return KeptImages(messages=messages, num_removed=0)
+        return messages, 0
     places = [
         (i, j)
         for i, message in enumerate(messages)
@@ -44,7 +37,7 @@ def with_newest_images(messages: Sequence[Mapping[str, Any]], num_kept: int | No
         {**message, "content": _marked(message["content"], i, removed)} if i in touched else message
         for i, message in enumerate(messages)
     ]
-    return KeptImages(messages=shown, num_removed=len(removed))
+    return shown, len(removed)
 
 
 def _marked(parts: Sequence[Any], i: int, removed: set[tuple[int, int]]) -> list[Any]:

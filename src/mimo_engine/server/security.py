@@ -15,7 +15,6 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mimo_engine.config.security import API_KEY_VARIABLE, SecurityConfig, check_api_key
@@ -25,7 +24,6 @@ from mimo_engine.server.errors import RefusedError, error_response
 __all__ = [
     "OPEN_PATHS",
     "BrowserGuard",
-    "Cors",
     "KeyCheck",
     "is_loopback",
     "read_api_keys",
@@ -34,8 +32,6 @@ __all__ = [
 OPEN_PATHS = frozenset({"/", "/health", "/metrics", "/ping"})
 """What probes, scrapers and a browser get without a key, as from vLLM and SGLang: nothing in there
 is of a request."""
-
-CORS_MAX_AGE_S = 600
 
 
 def read_api_keys(config: SecurityConfig) -> tuple[str, ...]:
@@ -153,21 +149,6 @@ class BrowserGuard:
         if name == "localhost" or name.endswith(".localhost"):
             return True
         return name in self._hosts or _address(name.strip("[]")) is not None
-
-
-class Cors(CORSMiddleware):
-    """Leave for the pages of `origins`, with the headers that clients in browsers send. No cookies:
-    a key is what lets a request in."""
-
-    def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
-        super().__init__(
-            app,
-            allow_origins=origins,
-            allow_methods=("DELETE", "GET", "POST"),
-            # The clients of OpenAI and Anthropic send a dozen of their own.
-            allow_headers=("*",),
-            max_age=CORS_MAX_AGE_S,
-        )
 
 
 async def _refuse(error: RefusedError, scope: Scope, receive: Receive, send: Send) -> None:

@@ -195,9 +195,9 @@ async def conversation_prompt(
             template_kwargs=body.template_kwargs(),
         )
 
-    shown = with_newest_images(body.messages, context.config.guards.keep_images)
-    context.metrics.images_removed.inc(shown.num_removed)
-    return await context.media.process_mm_data_async(shown.messages, render=render)
+    messages, num_removed = with_newest_images(body.messages, context.config.guards.keep_images)
+    context.metrics.images_removed.inc(num_removed)
+    return await context.media.process_mm_data_async(messages, render=render)
 
 
 def _without_nulls(tool: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ MESSAGES = [
 
 def shown(num_kept):
     """The names of the images that are kept, with None for each one that is not."""
-    found = with_newest_images(MESSAGES, num_kept).messages
+    found, _ = with_newest_images(MESSAGES, num_kept)
     parts = [part for message in found for part in message["content"] if isinstance(part, dict)]
     names = {str(image("a")): "a", str(image("b")): "b"}
     return [
@@ -53,15 +53,15 @@ def shown(num_kept):
 def test_the_newest_images_are_kept(num_kept, expected):
     before = copy.deepcopy(MESSAGES)
     assert shown(num_kept) == expected
-    assert with_newest_images(MESSAGES, num_kept).num_removed == expected.count(None)
+    assert with_newest_images(MESSAGES, num_kept)[1] == expected.count(None)
     assert before == MESSAGES
 
 
 def test_all_else_is_left_as_it_came():
-    found = with_newest_images(MESSAGES, 1).messages
+    found, _ = with_newest_images(MESSAGES, 1)
     assert found[1]["content"] == [GONE, text("first"), VIDEO, GONE]
     assert [found[i] for i in (0, 2, 3)] == [MESSAGES[i] for i in (0, 2, 3)]
     # To be refused by who reads them.
     odd = [{"content": None}, {"content": [None, "x", {"type": ["image"]}, image("a")]}, {}]
-    found = with_newest_images(odd, 0).messages
+    found, _ = with_newest_images(odd, 0)
     assert found == [{"content": None}, {"content": [None, "x", {"type": ["image"]}, GONE]}, {}]

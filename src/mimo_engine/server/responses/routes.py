@@ -1,4 +1,4 @@
-"""The routes of the Responses API."""
+"""OpenAI's Responses API: turns (turn.py) as items and named events, kept by their ids."""
 
 from __future__ import annotations
 
