@@ -30,6 +30,7 @@ from mimo_engine.server.anthropic.blocks import (
     ToolResultBlock,
     ToolUseBlock,
 )
+from mimo_engine.server.anthropic.objects import HIDDEN
 from mimo_engine.server.anthropic.schemas import (
     CountTokensRequest,
     EnabledThinking,
@@ -37,8 +38,8 @@ from mimo_engine.server.anthropic.schemas import (
     Tool,
     ToolChoice,
 )
-from mimo_engine.server.anthropic.signatures import thought_in
 from mimo_engine.server.chat_schemas import ChatRequest
+from mimo_engine.server.sealed_thoughts import unsealed
 
 __all__ = ["Converted", "convert"]
 
@@ -262,9 +263,9 @@ def _only(
 
 def _thought(block: ThinkingBlock, place: str) -> str:
     try:
-        return block.thinking or thought_in(block.signature or "")
+        return block.thinking or unsealed(block.signature or "", HIDDEN) or ""
     except ValueError as error:
-        raise RequestError(f"{place}.signature: {error}") from error
+        raise RequestError(f"{place}.signature: the signature is not as it was sent") from error
 
 
 def _text(text: str) -> Part:

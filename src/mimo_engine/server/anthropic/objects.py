@@ -11,6 +11,8 @@ from typing import Any, Literal
 import msgspec
 
 __all__ = [
+    "HIDDEN",
+    "UNSIGNED",
     "BlockDelta",
     "BlockEvent",
     "BlockStart",
@@ -35,6 +37,13 @@ __all__ = [
     "ToolUse",
     "Usage",
 ]
+
+UNSIGNED = "unsigned"
+"""The signature of a thought that is shown. It proves nothing: this server takes back any thought
+as it is given. Clients keep it unread, send both back, and drop a thought without one."""
+HIDDEN = "thought:"
+"""A signature that begins so holds a thought that the client wants not shown (`display: omitted`),
+so that the next turn can still have it."""
 
 StopReason = Literal[
     "end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"

@@ -11,6 +11,8 @@ import msgspec
 from pydantic_core import from_json
 
 from mimo_engine.server.anthropic.objects import (
+    HIDDEN,
+    UNSIGNED,
     BlockDelta,
     BlockEvent,
     BlockStart,
@@ -24,8 +26,8 @@ from mimo_engine.server.anthropic.objects import (
     ThinkingDelta,
     ToolUse,
 )
-from mimo_engine.server.anthropic.signatures import UNSIGNED, hidden_in
 from mimo_engine.server.objects import Delta, ToolCall
+from mimo_engine.server.sealed_thoughts import sealed
 
 __all__ = ["BlockStream", "blocks_of"]
 
@@ -71,7 +73,7 @@ class BlockStream:
             return
         if isinstance(self._open, Thinking):
             thought, self._thought = "".join(self._thought), []
-            signature = UNSIGNED if self._shows_thinking else hidden_in(thought)
+            signature = UNSIGNED if self._shows_thinking else sealed(thought, HIDDEN)
             yield BlockDelta(self._index, SignatureDelta(signature))
         self._open = None
         yield BlockStop(self._index)

@@ -12,6 +12,7 @@ import msgspec
 from mimo_engine.server.objects import PromptTokensDetails, Usage
 
 __all__ = [
+    "SEALED",
     "ArgumentsDelta",
     "ArgumentsDone",
     "CallItem",
@@ -42,6 +43,10 @@ __all__ = [
     "TextDelta",
     "TextDone",
 ]
+
+SEALED = "mimo1."
+"""How `encrypted_content` begins: a thought for clients that keep nothing else of it, since they
+ask for it in conversations that the server does not store."""
 
 Status = Literal["in_progress", "completed", "incomplete"]
 

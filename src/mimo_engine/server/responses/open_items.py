@@ -5,6 +5,7 @@ from __future__ import annotations
 from uuid import uuid4
 
 from mimo_engine.server.responses.objects import (
+    SEALED,
     ArgumentsDelta,
     ArgumentsDone,
     CallItem,
@@ -24,7 +25,7 @@ from mimo_engine.server.responses.objects import (
     TextDelta,
     TextDone,
 )
-from mimo_engine.server.responses.thoughts import sealed_thought
+from mimo_engine.server.sealed_thoughts import sealed
 
 __all__ = ["OpenCall", "OpenItem", "OpenMessage", "OpenThought", "new_id"]
 
@@ -60,7 +61,7 @@ class OpenThought:
             id=self._id,
             status=status,
             content=[part],
-            encrypted_content=sealed_thought(text) if self._seals else None,
+            encrypted_content=sealed(text, SEALED) if self._seals else None,
         )
         return item, [
             ReasoningDone(item_id=self._id, output_index=self.index, text=text),

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from mimo_engine.errors import RequestError
-from mimo_engine.server.responses.thoughts import open_thought
+from mimo_engine.server.responses.objects import SEALED
+from mimo_engine.server.sealed_thoughts import unsealed
 
 __all__ = ["Item", "Transcript", "kind_of"]
 
@@ -245,5 +247,14 @@ def _thought(item: Item, where: str) -> str:
     if item.get("content"):
         return _text(item["content"], f"{where}.content", ("reasoning_text",))
     if item.get("encrypted_content"):
-        return open_thought(_string(item, "encrypted_content", where), where)
+        return _unsealed(_string(item, "encrypted_content", where), f"{where}.encrypted_content")
     return _text(item.get("summary") or "", f"{where}.summary", ("summary_text",))
+
+
+def _unsealed(text: str, where: str) -> str:
+    with suppress(ValueError):
+        if (thought := unsealed(text, SEALED)) is not None:
+            return thought
+    raise RequestError(
+        f"{where} is not of this server: leave the item out, or send its content", param=where
+    )
