@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from mimo_engine.chat.tools import tool_schemas
 from mimo_engine.config.generation import SamplingDefaults
@@ -13,7 +13,7 @@ from mimo_engine.config.sampling import MAX_LOGPROBS, SamplingParams
 from mimo_engine.errors import RequestError
 from mimo_engine.server.schemas import RequestModel, SamplingRequest
 
-__all__ = ["ChatRequest", "Conversation", "TokenizeRequest"]
+__all__ = ["ChatRequest", "Conversation", "TokenizeRequest", "chat_request"]
 
 
 class Conversation(RequestModel):
@@ -157,6 +157,20 @@ class ChatRequest(Conversation, SamplingRequest):
             max_tokens=self.max_tokens if limit is None else limit,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
         )
+
+
+def chat_request(fields: Mapping[str, Any]) -> ChatRequest:
+    """For APIs whose requests become ones for chat. RequestError: its first fault, in chat's
+    words."""
+    try:
+        return ChatRequest(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, RequestError):
+            raise cause from None
+        name = str(first["loc"][0])
+        raise RequestError(f"{name}: {first['msg']}", param=name) from None
 
 
 class TokenizeRequest(Conversation):

@@ -32,6 +32,7 @@ __all__ = [
     "RequestModel",
     "SamplingRequest",
     "SharedFields",
+    "Strict",
     "check_sizes",
 ]
 
@@ -120,6 +121,12 @@ def check_sizes(data: Mapping[str, Any]) -> None:
             "shorter schemas",
             param="tools",
         )
+
+
+class Strict(BaseModel):
+    """A part of a request. Nothing is converted, and nothing unknown is taken."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
 
 
 class StreamOptions(RequestModel):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mimo_engine.errors import RequestError
-from mimo_engine.server.anthropic.convert import convert
+from mimo_engine.server.anthropic.convert import convert, own_names
 from mimo_engine.server.anthropic.schemas import CountTokensRequest, MessagesRequest
 
 PNG = {"type": "base64", "media_type": "image/png", "data": "AAAA"}
@@ -38,7 +38,7 @@ def converted(*messages, **fields):
 
 
 def chat_messages(*messages, **fields):
-    return converted(*messages, **fields).chat.messages
+    return converted(*messages, **fields)[0].messages
 
 
 def test_results_are_messages_of_their_own_before_what_the_user_says():
@@ -68,7 +68,7 @@ def test_the_system_prompt_has_a_line_a_block_and_no_billing_header():
 
 
 def test_media_keep_their_place_and_errors_about_them_name_it():
-    request = converted(
+    chat, places = converted(
         user(text("q")),
         assistant(use("a")),
         user(
@@ -76,11 +76,11 @@ def test_media_keep_their_place_and_errors_about_them_name_it():
             {"type": "image", "source": {"type": "url", "url": "http://x/y.png"}, "detail": "low"},
         ),
     )
-    tool, last = request.chat.messages[-2:]
+    tool, last = chat.messages[-2:]
     assert tool["content"][1] == {"type": "image", "image": {"url": "data:image/png;base64,AAAA"}}
     assert last["content"][0]["detail"] == "low"
     with pytest.raises(RequestError, match=r"^messages\.2\.content\.0\.content\.1: bad"):
-        with request.own_names():
+        with own_names(places):
             raise RequestError("messages[2].content[1]: bad")
 
 
@@ -108,7 +108,7 @@ def test_choices_of_tools_are_those_of_chat(choice, expected):
     tools = [{"name": "f", "input_schema": {"type": "object"}}]
     for off in (None, False, True):
         fields = {"tool_choice": {**choice, "disable_parallel_tool_use": off}, "tools": tools}
-        chat = converted(user(text("q")), **fields).chat
+        chat, _ = converted(user(text("q")), **fields)
         assert chat.tool_choice == expected
         assert chat.parallel_tool_calls is (False if off else None)
 
@@ -116,7 +116,7 @@ def test_choices_of_tools_are_those_of_chat(choice, expected):
 def test_sampling_fields_are_those_of_chat():
     fields = {"max_tokens": 7, "temperature": 0.5, "top_p": 0.9, "top_k": 3}
     body = {**fields, "model": "m", "messages": [user(text("q"))], "stop_sequences": ["x"]}
-    chat = convert(MessagesRequest.model_validate(body)).chat
+    chat, _ = convert(MessagesRequest.model_validate(body))
     assert {name: getattr(chat, name) for name in fields} == fields
     assert (chat.stop, chat.enable_thinking) == (["x"], False)
 
@@ -156,7 +156,8 @@ def test_an_answer_that_has_begun_with_a_thought_to_come_is_refused():
     with pytest.raises(RequestError, match="disable thinking"):
         converted(user(text("q")), assistant(text("a")), thinking=thinking)
     begun = assistant({"type": "thinking", "thinking": "t"}, text("a"))
-    assert converted(user(text("q")), begun, thinking=thinking).chat.continue_final_message
+    chat, _ = converted(user(text("q")), begun, thinking=thinking)
+    assert chat.continue_final_message
 
 
 VALUES = st.sampled_from(
@@ -199,7 +200,7 @@ FIELDS = st.dictionaries(
 def test_every_request_is_one_for_chat_or_is_refused(messages, fields):
     body = {"model": "m", "max_tokens": 5, "messages": messages, **fields}
     try:
-        chat = convert(MessagesRequest.model_validate(body)).chat
+        chat, _ = convert(MessagesRequest.model_validate(body))
     except (RequestError, ValidationError):
         return
     answered = [message["tool_call_id"] for message in chat.messages if message["role"] == "tool"]

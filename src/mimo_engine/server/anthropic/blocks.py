@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
+from pydantic import BeforeValidator, ConfigDict, FailFast, Field
 from pydantic_core import PydanticCustomError
+
+from mimo_engine.server.schemas import Strict
 
 __all__ = [
     "Base64Source",
@@ -20,19 +22,12 @@ __all__ = [
     "MediaBlock",
     "RedactedThinkingBlock",
     "SearchResultBlock",
-    "Strict",
     "TextBlock",
     "TextContent",
     "ThinkingBlock",
     "ToolResultBlock",
     "ToolUseBlock",
 ]
-
-
-class Strict(BaseModel):
-    """A part of a request. Nothing is converted, and nothing unknown is taken."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
 
 class _Block(Strict):

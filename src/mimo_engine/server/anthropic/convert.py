@@ -10,11 +10,8 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
-
-from pydantic import ValidationError
 
 from mimo_engine.errors import RequestError
 from mimo_engine.server.anthropic.blocks import (
@@ -38,10 +35,10 @@ from mimo_engine.server.anthropic.schemas import (
     Tool,
     ToolChoice,
 )
-from mimo_engine.server.chat_schemas import ChatRequest
+from mimo_engine.server.chat_schemas import ChatRequest, chat_request
 from mimo_engine.server.sealed_thoughts import unsealed
 
-__all__ = ["Converted", "convert"]
+__all__ = ["convert", "own_names"]
 
 Part = dict[str, Any]
 """A content part of chat."""
@@ -61,19 +58,10 @@ _NAMES = {
 """What chat calls things, and what this API does."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Converted:
-    chat: ChatRequest
-    places: Mapping[str, str]
-    """Where media of the chat request stand in the original one."""
-
-    def own_names(self) -> AbstractContextManager[None]:
-        """RequestErrors about the chat request are said in the words of the original."""
-        return _own_names(self.places)
-
-
 @contextmanager
-def _own_names(places: Mapping[str, str]) -> Iterator[None]:
+def own_names(places: Mapping[str, str]) -> Iterator[None]:
+    """RequestErrors about a chat request are said in the words of the original, whose `places` are
+    those of `convert`."""
     try:
         yield
     except RequestError as error:
@@ -84,8 +72,9 @@ def _own_names(places: Mapping[str, str]) -> Iterator[None]:
         raise
 
 
-def convert(body: CountTokensRequest) -> Converted:
-    """RequestError: blocks that cannot stand where they do."""
+def convert(body: CountTokensRequest) -> tuple[ChatRequest, Mapping[str, str]]:
+    """A request for chat, and where its media stand in the original one. RequestError: blocks that
+    cannot stand where they do."""
     conversation = _Conversation()
     if body.system is not None:
         conversation.add_system(body.system)
@@ -112,18 +101,8 @@ def convert(body: CountTokensRequest) -> Converted:
             name: getattr(body, name) for name in ("max_tokens", "temperature", "top_p", "top_k")
         }
         fields["stop"] = body.stop_sequences
-    with _own_names(conversation.places):
-        return Converted(chat=_chat_request(fields), places=conversation.places)
-
-
-def _chat_request(fields: Mapping[str, Any]) -> ChatRequest:
-    try:
-        return ChatRequest(**fields)
-    except ValidationError as error:
-        cause = error.errors()[0].get("ctx", {}).get("error")
-        if isinstance(cause, RequestError):
-            raise cause from None
-        raise
+    with own_names(conversation.places):
+        return chat_request(fields), conversation.places
 
 
 def _check_open_end(body: CountTokensRequest, last: Mapping[str, Any]) -> None:

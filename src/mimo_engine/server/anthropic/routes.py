@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Request, Response
 
-from mimo_engine.server.anthropic.convert import convert
+from mimo_engine.server.anthropic.convert import convert, own_names
 from mimo_engine.server.anthropic.objects import (
     BlockEvent,
     Event,
@@ -45,9 +45,9 @@ def messages_router(context: ServerContext) -> APIRouter:
 
     @router.post("/v1/messages")
     async def create(body: MessagesRequest, request: Request) -> Response:
-        converted = convert(body)
-        with converted.own_names():
-            turn = await Turn.start(converted.chat, context, request.receive, cuts_at_context=True)
+        chat, places = convert(body)
+        with own_names(places):
+            turn = await Turn.start(chat, context, request.receive, cuts_at_context=True)
         answer = _Answer(body, turn, context)
         if body.stream:
             response = await stream_events(request, answer.events(), named=True)
@@ -57,10 +57,10 @@ def messages_router(context: ServerContext) -> APIRouter:
 
     @router.post("/v1/messages/count_tokens")
     async def count_tokens(body: CountTokensRequest, request: Request) -> Response:
-        converted = convert(body)
+        chat, places = convert(body)
         context.check_model(body.model)
-        with converted.own_names():
-            work = conversation_prompt(converted.chat, context)
+        with own_names(places):
+            work = conversation_prompt(chat, context)
             prompt = await while_connected(request.receive, work)
         return _named(json_response(InputTokens(len(prompt.token_ids))), request)
 

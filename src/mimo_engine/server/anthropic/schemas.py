@@ -12,8 +12,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from mimo_engine.errors import RequestError
-from mimo_engine.server.anthropic.blocks import Content, Strict, TextContent
-from mimo_engine.server.schemas import check_sizes
+from mimo_engine.server.anthropic.blocks import Content, TextContent
+from mimo_engine.server.schemas import Strict, check_sizes
 
 __all__ = ["CountTokensRequest", "Message", "MessagesRequest"]
 

@@ -37,7 +37,7 @@ from mimo_engine.server.responses.output import Output
 from mimo_engine.server.responses.schemas import ResponsesRequest
 from mimo_engine.server.responses.store import KeptResponse, ResponseStore
 from mimo_engine.server.responses.transcript import Item, Transcript
-from mimo_engine.server.responses.translation import chat_request, in_terms_of_responses
+from mimo_engine.server.responses.translation import as_chat_request, in_terms_of_responses
 from mimo_engine.server.turn import Turn, TurnUpdate
 from mimo_engine.utils.logging import describe_failure
 
@@ -67,11 +67,9 @@ class ResponseRun:
         for name in response.__struct_fields__:
             as_json(getattr(response, name), name)
         input_json = as_json(items, "input") if keeps else b""
-        chat = chat_request(body, transcript)
-        try:
+        chat = as_chat_request(body, transcript)
+        with in_terms_of_responses(transcript):
             turn = await Turn.start(chat, context, receive)
-        except RequestError as error:
-            raise in_terms_of_responses(error, transcript) from error
         return cls(body, store, turn, transcript, response, previous, input_json)
 
     def __init__(
@@ -134,12 +132,10 @@ class ResponseRun:
                 yield event
 
     async def _updates(self) -> AsyncGenerator[TurnUpdate]:
-        try:
+        with in_terms_of_responses(self._transcript):
             async with aclosing(self._turn.updates()) as updates:
                 async for update in updates:
                     yield update
-        except RequestError as error:
-            raise in_terms_of_responses(error, self._transcript) from error
 
     def _take(self, update: TurnUpdate) -> list[Event]:
         return self._output.take(update, calls_are_whole=self._calls_are_whole)

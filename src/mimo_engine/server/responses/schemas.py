@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from mimo_engine.errors import RequestError
-from mimo_engine.server.schemas import SharedFields
+from mimo_engine.server.schemas import SharedFields, Strict
 
 __all__ = ["ResponsesRequest"]
 
@@ -21,21 +21,17 @@ _MAX_PAIRS, _MAX_KEY_LEN, _MAX_VALUE_LEN = 16, 64, 512
 """Of metadata; lengths in characters."""
 
 
-class _Options(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-
-class ReasoningOptions(_Options):
+class ReasoningOptions(Strict):
     effort: str | float | None = None
     summary: str | None = None
 
 
-class TextOptions(_Options):
+class TextOptions(Strict):
     format: dict[str, Any] | None = None
     verbosity: str | None = None
 
 
-class ResponsesStreamOptions(_Options):
+class ResponsesStreamOptions(Strict):
     include_obfuscation: bool | None = None
     """Either way there is none: it hides lengths from who watches encrypted traffic."""
 

@@ -7,19 +7,18 @@ it gets chat's names, and an error gets back the name that its sender knows.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from pydantic import ValidationError
-
 from mimo_engine.errors import ContextLengthError, RequestError
-from mimo_engine.server.chat_schemas import ChatRequest
+from mimo_engine.server.chat_schemas import ChatRequest, chat_request
 from mimo_engine.server.errors import CodedError
 from mimo_engine.server.responses.schemas import ResponsesRequest
 from mimo_engine.server.responses.transcript import Transcript
 from mimo_engine.server.schemas import SharedFields
 
-__all__ = ["chat_request", "in_terms_of_responses"]
+__all__ = ["as_chat_request", "in_terms_of_responses"]
 
 _SAME = (
     *SharedFields.model_fields,
@@ -44,7 +43,7 @@ _WORDS = re.compile(
 )
 
 
-def chat_request(body: ResponsesRequest, transcript: Transcript) -> ChatRequest:
+def as_chat_request(body: ResponsesRequest, transcript: Transcript) -> ChatRequest:
     """RequestError, in the terms of `body`: what this server cannot do."""
     tools = _tools(body.tools or [])
     fields = {
@@ -56,25 +55,21 @@ def chat_request(body: ResponsesRequest, transcript: Transcript) -> ChatRequest:
         "reasoning_effort": body.reasoning and body.reasoning.effort,
         "max_tokens": body.max_output_tokens,
     }
+    with in_terms_of_responses(transcript):
+        return chat_request(fields)
+
+
+@contextmanager
+def in_terms_of_responses(transcript: Transcript) -> Iterator[None]:
+    """RequestErrors about the chat request are about the fields and items that the client sent."""
     try:
-        return ChatRequest(**fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        cause = first.get("ctx", {}).get("error")
-        if isinstance(cause, RequestError):
-            raise in_terms_of_responses(cause, transcript) from error
-        name = str(first["loc"][0])
-        plain = RequestError(f"{name}: {first['msg']}", param=name)
-        raise in_terms_of_responses(plain, transcript) from error
-
-
-def in_terms_of_responses(error: RequestError, transcript: Transcript) -> RequestError:
-    """The same error about the fields and items that the client sent."""
-    if isinstance(error, CodedError):
-        return error
-    kind = ContextLengthError if isinstance(error, ContextLengthError) else RequestError
-    param = error.param and _NAMES.get(error.param, _spelled(error.param, transcript))
-    return kind(_spelled(str(error), transcript), param=param)
+        yield
+    except CodedError:
+        raise
+    except RequestError as error:
+        kind = ContextLengthError if isinstance(error, ContextLengthError) else RequestError
+        param = error.param and _NAMES.get(error.param, _spelled(error.param, transcript))
+        raise kind(_spelled(str(error), transcript), param=param) from error
 
 
 def _spelled(text: str, transcript: Transcript) -> str:
