@@ -37,40 +37,32 @@ class Metrics:
             buckets=TPOT_BUCKETS_S,
             registry=self._registry,
         )
-        self.requests = Counter(
-            "mimo_engine_requests",
+        self.requests = self._counter(
+            "requests",
             "Ended engine requests (each choice of an HTTP request is one).",
-            ["finish_reason"],
-            registry=self._registry,
+            "finish_reason",
         )
-        self.prompt_tokens = Counter(
-            "mimo_engine_prompt_tokens", "Tokens of prompts.", registry=self._registry
-        )
-        self.output_tokens = Counter(
-            "mimo_engine_output_tokens", "Tokens generated.", registry=self._registry
-        )
+        self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts.")
+        self.output_tokens = self._counter("output_tokens", "Tokens generated.")
         # Of guards (GuardConfig), and of the thinking budget.
-        self.loops = Counter(
-            "mimo_engine_loops",
+        self.loops = self._counter(
+            "loops",
             "Outputs that repeated themselves without end, by what was done about it.",
-            ["action"],
-            registry=self._registry,
+            "action",
         )
-        self.tool_call_limits = Counter(
-            "mimo_engine_tool_call_limits",
-            "Answers that ended with the last tool call that they may have.",
-            registry=self._registry,
+        self.tool_call_limits = self._counter(
+            "tool_call_limits", "Answers that ended with the last tool call that they may have."
         )
-        self.thoughts_closed = Counter(
-            "mimo_engine_thoughts_closed",
-            "Thoughts that were ended by their budget.",
-            registry=self._registry,
+        self.thoughts_closed = self._counter(
+            "thoughts_closed", "Thoughts that were ended by their budget."
         )
-        self.images_removed = Counter(
-            "mimo_engine_images_removed",
+        self.images_removed = self._counter(
+            "images_removed",
             "Images of conversations that the model saw as a text, older than those kept.",
-            registry=self._registry,
         )
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"mimo_engine_{name}", text, labels, registry=self._registry)
 
     def render(self) -> bytes:
         """The text format of Prometheus."""

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import msgspec
-
 from mimo_engine.errors import RequestError
 from mimo_engine.server.responses.open_items import new_id
 from mimo_engine.server.responses.store import KeptResponse, ResponseStore
 from mimo_engine.server.responses.transcript import Item, kind_of
 
-__all__ = ["as_json", "input_items", "items_before", "listed"]
+__all__ = ["input_items", "items_before", "listed"]
 
 _PREFIXES = {
     "message": "msg",
@@ -85,11 +83,3 @@ def _as_listed(item: Item) -> Item:
             part["annotations"] = []
         item = {**item, "content": [part]}
     return {"status": "completed", **item}
-
-
-def as_json(content: Any, param: str) -> bytes:
-    """RequestError about `param`: text that JSON cannot carry back."""
-    try:
-        return msgspec.json.encode(content)
-    except UnicodeEncodeError:
-        raise RequestError(f"{param} holds half of a surrogate pair", param=param) from None

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 
 import msgspec
 from starlette.types import Receive
@@ -18,8 +19,7 @@ from starlette.types import Receive
 from mimo_engine.errors import MimoError, RequestError
 from mimo_engine.server.errors import CodedError, openai_error
 from mimo_engine.server.generation import ServerContext
-from mimo_engine.server.responses.echo import opening
-from mimo_engine.server.responses.input_items import as_json, input_items
+from mimo_engine.server.responses.input_items import input_items
 from mimo_engine.server.responses.objects import (
     ErrorEvent,
     Event,
@@ -33,6 +33,7 @@ from mimo_engine.server.responses.objects import (
     ResponseInProgress,
     ResponseUsage,
 )
+from mimo_engine.server.responses.open_items import new_id
 from mimo_engine.server.responses.output import Output
 from mimo_engine.server.responses.schemas import ResponsesRequest
 from mimo_engine.server.responses.store import KeptResponse, ResponseStore
@@ -62,11 +63,11 @@ class ResponseRun:
         transcript = Transcript(body.instructions)
         _fill(transcript, previous, items)
         keeps = _keeps(body, store)
-        response = opening(body, context, keeps=keeps)
+        response = _opening(body, context, keeps=keeps)
         # What is sent back and kept must be JSON again: better said now than after the answer.
         for name in response.__struct_fields__:
-            as_json(getattr(response, name), name)
-        input_json = as_json(items, "input") if keeps else b""
+            _as_json(getattr(response, name), name)
+        input_json = _as_json(items, "input") if keeps else b""
         chat = as_chat_request(body, transcript)
         with in_terms_of_responses(transcript):
             turn = await Turn.start(chat, context, receive)
@@ -202,6 +203,45 @@ class ResponseRun:
             ),
             ResponseFailed(response=response),
         ]
+
+
+def _opening(body: ResponsesRequest, context: ServerContext, *, keeps: bool) -> Response:
+    """The response as it begins: what the request asked for, with the values that hold where it
+    asked for nothing. `keeps`: it will be stored."""
+    reasoning, text, defaults = body.reasoning, body.text, context.defaults
+    unsaid = {"description": None, "parameters": None, "strict": None}
+    return Response(
+        id=new_id("resp"),
+        created_at=int(time.time()),
+        instructions=body.instructions,
+        max_output_tokens=body.max_output_tokens,
+        max_tool_calls=body.max_tool_calls,
+        metadata=body.metadata or {},
+        model=context.model_name,
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+        previous_response_id=body.previous_response_id,
+        prompt_cache_key=body.prompt_cache_key,
+        reasoning={
+            "effort": reasoning and reasoning.effort,
+            "summary": reasoning and reasoning.summary,
+        },
+        safety_identifier=body.safety_identifier,
+        store=keeps,
+        temperature=defaults.temperature if body.temperature is None else body.temperature,
+        text={"format": (text and text.format) or {"type": "text"}, "verbosity": "medium"},
+        tool_choice=body.tool_choice or "auto",
+        tools=[{**unsaid, **tool} for tool in body.tools or ()],
+        top_p=defaults.top_p if body.top_p is None else body.top_p,
+        user=body.user,
+    )
+
+
+def _as_json(content: Any, param: str) -> bytes:
+    """RequestError about `param`: text that JSON cannot carry back."""
+    try:
+        return msgspec.json.encode(content)
+    except UnicodeEncodeError:
+        raise RequestError(f"{param} holds half of a surrogate pair", param=param) from None
 
 
 def _previous(body: ResponsesRequest, store: ResponseStore) -> KeptResponse | None:
