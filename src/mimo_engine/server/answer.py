@@ -57,8 +57,9 @@ class Answer:
         self._calls: list[_Call] = []
         self.is_over = False
 
-    def take(self, text: str, *, is_last: bool) -> list[Delta]:
-        """What `text` added. `is_last`: no more comes, and what was held is let go."""
+    def take(self, text: str, *, is_last: bool) -> list[Delta | ToolCallEnd]:
+        """What `text` added, and which calls it ended. `is_last`: no more comes, and what was held
+        is let go."""
         events = self._parser.push(text)
         if is_last:
             events = [*events, *self._parser.finish()]
@@ -85,7 +86,7 @@ class Answer:
         """True when there are calls and none was cut."""
         return bool(self._calls) and all(call.is_whole for call in self._calls)
 
-    def _deltas(self, event: Event) -> Iterator[Delta]:
+    def _deltas(self, event: Event) -> Iterator[Delta | ToolCallEnd]:
         if self.is_over:
             return
         if isinstance(event, Reasoning):
@@ -109,6 +110,7 @@ class Answer:
             case ToolCallEnd(index=index):
                 self._calls[index].is_whole = True
                 self.is_over = index + 1 == self._max_calls
+                yield event
 
     def _held_reasoning(self) -> Iterator[Delta]:
         held = self._reasoning[self._num_sent :]

@@ -84,7 +84,8 @@ class _Renderer:
                     yield self._chunk(ChunkChoice(index=i, delta=delta))
                 # The log-probabilities of a step go with the first that it says, or alone.
                 logprobs = self._logprobs(update.logprobs)
-                for delta in update.deltas or ([Delta()] if update.logprobs else []):
+                deltas = [delta for delta in update.deltas if isinstance(delta, Delta)]
+                for delta in deltas or ([Delta()] if update.logprobs else []):
                     yield self._chunk(ChunkChoice(index=i, delta=delta, logprobs=logprobs))
                     logprobs = None
                 if update.has_ended:

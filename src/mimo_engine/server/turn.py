@@ -14,6 +14,7 @@ from typing import Any
 
 from starlette.types import Receive
 
+from mimo_engine.chat.events import ToolCallEnd
 from mimo_engine.chat.stream_parser import StreamParser, Thinking, thinking_after
 from mimo_engine.chat.tools import ToolSchema, tool_schemas
 from mimo_engine.config.sampling import GrammarSpec, SamplingParams, ThinkingSpec
@@ -39,8 +40,8 @@ class TurnUpdate:
 
     index: int
     is_first: bool
-    deltas: list[Delta]
-    """Empty where the text is held back: it may become a tag."""
+    deltas: list[Delta | ToolCallEnd]
+    """Empty where the text is held back: it may become a tag. A call's end has no delta."""
     logprobs: list[TokenLogprobs]
     has_ended: bool
 

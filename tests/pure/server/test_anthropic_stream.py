@@ -28,8 +28,6 @@ def run(pieces):
     for i, piece in enumerate(pieces):
         for delta in answer.take(piece, is_last=i == len(pieces) - 1):
             events += stream.events(delta)
-        if answer.calls_are_whole:
-            events += stream.end_call()
     return answer.message(), [*events, *stream.end()]
 
 

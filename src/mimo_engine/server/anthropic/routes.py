@@ -112,8 +112,6 @@ class _Answer:
         async with aclosing(self._turn.updates()) as updates:
             async for update in updates:
                 events = [event for delta in update.deltas for event in self._blocks.events(delta)]
-                if self._turn.answers[0].calls_are_whole:
-                    events += self._blocks.end_call()
                 if update.has_ended:
                     events += self._blocks.end()
                 yield events

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 from pydantic_core import from_json
 
+from mimo_engine.chat.events import ToolCallEnd
 from mimo_engine.server.anthropic.objects import (
     HIDDEN,
     UNSIGNED,
@@ -46,7 +47,10 @@ class BlockStream:
         self._thought: list[str] = []
         self._waiting: list[str] = []
 
-    def events(self, delta: Delta) -> Iterator[BlockEvent]:
+    def events(self, delta: Delta | ToolCallEnd) -> Iterator[BlockEvent]:
+        if isinstance(delta, ToolCallEnd):
+            yield from self._end_call()
+            return
         if delta.reasoning_content:
             yield from self._think(delta.reasoning_content)
         if delta.content and isinstance(self._open, ToolUse):
@@ -56,19 +60,9 @@ class BlockStream:
         for call in delta.tool_calls or ():
             yield from self._call(call)
 
-    def end_call(self) -> Iterator[BlockEvent]:
-        """The call that has begun last, if any, has ended."""
-        if not isinstance(self._open, ToolUse):
-            return
-        self._open = None
-        yield BlockStop(self._index)
-        if self._waiting:
-            text, self._waiting = "".join(self._waiting), []
-            yield from self._say(text)
-
     def end(self) -> Iterator[BlockEvent]:
         """Close what is open."""
-        yield from self.end_call()
+        yield from self._end_call()
         if self._open is None:
             return
         if isinstance(self._open, Thinking):
@@ -77,6 +71,15 @@ class BlockStream:
             yield BlockDelta(self._index, SignatureDelta(signature))
         self._open = None
         yield BlockStop(self._index)
+
+    def _end_call(self) -> Iterator[BlockEvent]:
+        if not isinstance(self._open, ToolUse):
+            return
+        self._open = None
+        yield BlockStop(self._index)
+        if self._waiting:
+            text, self._waiting = "".join(self._waiting), []
+            yield from self._say(text)
 
     def _begin(self, block: ContentBlock) -> Iterator[BlockEvent]:
         yield from self.end()

@@ -8,10 +8,10 @@ hold: the deltas of an item add up to the item, and the items to the message tha
 
 from __future__ import annotations
 
+from mimo_engine.chat.events import ToolCallEnd
 from mimo_engine.server.objects import Delta, ToolCall
 from mimo_engine.server.responses.objects import Event, OutputItem, ReasoningItem, Status
 from mimo_engine.server.responses.open_items import OpenCall, OpenItem, OpenMessage, OpenThought
-from mimo_engine.server.turn import TurnUpdate
 
 __all__ = ["Output"]
 
@@ -32,24 +32,14 @@ class Output:
         """Those that have ended, in order."""
         return [self._ended[i] for i in sorted(self._ended)]
 
-    def take(self, update: TurnUpdate, *, calls_are_whole: bool) -> list[Event]:
-        """`calls_are_whole`: after the update, whether the last call that has begun has ended."""
-        calls = [delta.tool_calls[0] if delta.tool_calls else None for delta in update.deltas]
-        last_place = {call.index: i for i, call in enumerate(calls) if call is not None}
-        newest = max((index for index in last_place if isinstance(index, int)), default=None)
-        events: list[Event] = []
-        for i, (delta, call) in enumerate(zip(update.deltas, calls, strict=True)):
-            if call is None:
-                events += self._take_text(delta)
-                continue
-            events += self._take_call(call)
-            # The parser ends a call before the next one begins.
-            is_whole = calls_are_whole or call.index != newest
-            if is_whole and last_place[call.index] == i:
-                events += self._end(self._call, "completed")
-        return events
+    def take(self, delta: Delta | ToolCallEnd) -> list[Event]:
+        if isinstance(delta, ToolCallEnd):
+            return self._end(self._call, "completed")
+        if delta.tool_calls:
+            return self._take_call(delta.tool_calls[0])
+        return self._take_text(delta)
 
-    def finish(self, *, is_cut: bool, calls_are_whole: bool) -> list[Event]:
+    def finish(self, *, is_cut: bool) -> list[Event]:
         """End what is open. `is_cut`: there would have been more."""
         status: Status = "incomplete" if is_cut else "completed"
         events = self._end(self._thought, status)
@@ -57,8 +47,8 @@ class Output:
             # Clients look for a message in what was not cut.
             events += self._begin_message()
         for item in self._open():
-            is_whole = calls_are_whole if isinstance(item, OpenCall) else not is_cut
-            events += self._end(item, "completed" if is_whole else "incomplete")
+            # A call that is whole has ended.
+            events += self._end(item, "incomplete" if isinstance(item, OpenCall) else status)
         return events
 
     def _take_text(self, delta: Delta) -> list[Event]:

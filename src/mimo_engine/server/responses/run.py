@@ -97,7 +97,7 @@ class ResponseRun:
         async with aclosing(self._updates()) as updates:
             async for update in updates:
                 self._take(update)
-        self._finish()
+        self._output.finish(is_cut=self._is_cut)
         return msgspec.json.encode(self._ended_response())
 
     async def events(self) -> AsyncGenerator[Event]:
@@ -119,7 +119,7 @@ class ResponseRun:
                         yield ResponseInProgress(response=self._response)
                     for event in self._take(update):
                         yield event
-            for event in self._finish():
+            for event in self._output.finish(is_cut=self._is_cut):
                 yield event
             response = self._ended_response()
             kind = ResponseCompleted if response.status == "completed" else ResponseIncomplete
@@ -139,11 +139,7 @@ class ResponseRun:
                     yield update
 
     def _take(self, update: TurnUpdate) -> list[Event]:
-        return self._output.take(update, calls_are_whole=self._calls_are_whole)
-
-    @property
-    def _calls_are_whole(self) -> bool:
-        return self._turn.answers[0].calls_are_whole
+        return [event for delta in update.deltas for event in self._output.take(delta)]
 
     @property
     def _finish_reason(self) -> str:
@@ -152,9 +148,6 @@ class ResponseRun:
     @property
     def _is_cut(self) -> bool:
         return self._finish_reason not in ("stop", "tool_calls")
-
-    def _finish(self) -> list[Event]:
-        return self._output.finish(is_cut=self._is_cut, calls_are_whole=self._calls_are_whole)
 
     def _ended_response(self) -> Response:
         """Kept, if it is to be."""
