@@ -78,14 +78,11 @@ def _structured_outputs(given: Mapping[str, Any]) -> GrammarSpec | None:
 
 
 def _json_schema(schema: Any, where: str) -> GrammarSpec:
-    field = where.partition(".")[0]
     if not isinstance(schema, dict):
-        raise RequestError(f"{where} must be a JSON schema, which is an object", param=field)
-    try:
-        text = json.dumps(schema)
-    except RecursionError:
-        raise RequestError(f"{where} is nested too deep", param=field) from None
-    return GrammarSpec(kind="json_schema", text=text)
+        raise RequestError(
+            f"{where} must be a JSON schema, which is an object", param=where.partition(".")[0]
+        )
+    return GrammarSpec(kind="json_schema", text=json.dumps(schema))
 
 
 def _any_object() -> GrammarSpec:
