@@ -97,22 +97,34 @@ def request_id(scope: Scope) -> str:
 
 def openai_error(error: Exception) -> dict[str, Any]:
     """`error` as OpenAI's clients know it: message, type, param and code."""
-    return _openai_error(_problem(error))
+    problem = _problem(error)
+    return {
+        "message": _sendable(problem.message),
+        "type": problem.type,
+        "param": problem.param and _sendable(problem.param),
+        "code": problem.code,
+    }
 
 
 def error_body(error: Exception, scope: Scope) -> dict[str, Any]:
-    """What goes over the wire for `error` in a stream that answers the request in `scope`."""
-    return _body(_problem(error), scope)
+    """What goes over the wire for `error`, whole or in a stream, in answer to the request in
+    `scope`."""
+    if not is_anthropic(scope["path"]):
+        return {"error": openai_error(error)}
+    status = _status(error, scope)
+    kind = "api_error" if status >= 500 else "invalid_request_error"
+    kind = _ANTHROPIC_TYPES.get(status, kind)
+    content = {"type": kind, "message": _sendable(_problem(error).message)}
+    return {"type": "error", "error": content, "request_id": request_id(scope)}
 
 
 def error_response(error: Exception, scope: Scope) -> Response:
-    problem = _problem(error)
     headers = dict(getattr(error, "headers", None) or {})
     if is_anthropic(scope["path"]):
         headers["request-id"] = request_id(scope)
     return Response(
-        msgspec.json.encode(_body(problem, scope)),
-        status_code=_status(problem, scope["path"]),
+        msgspec.json.encode(error_body(error, scope)),
+        status_code=_status(error, scope),
         media_type="application/json",
         headers=headers,
     )
@@ -131,28 +143,9 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ClientDisconnect, handle_disconnect)
 
 
-def _status(problem: _Problem, path: str) -> int:
-    is_full = problem.code == "queue_full"
-    return OVERLOADED if is_full and is_anthropic(path) else problem.status
-
-
-def _body(problem: _Problem, scope: Scope) -> dict[str, Any]:
-    if not is_anthropic(scope["path"]):
-        return {"error": _openai_error(problem)}
-    status = _status(problem, scope["path"])
-    kind = "api_error" if status >= 500 else "invalid_request_error"
-    kind = _ANTHROPIC_TYPES.get(status, kind)
-    error = {"type": kind, "message": _sendable(problem.message)}
-    return {"type": "error", "error": error, "request_id": request_id(scope)}
-
-
-def _openai_error(problem: _Problem) -> dict[str, Any]:
-    return {
-        "message": _sendable(problem.message),
-        "type": problem.type,
-        "param": problem.param and _sendable(problem.param),
-        "code": problem.code,
-    }
+def _status(error: Exception, scope: Scope) -> int:
+    is_overload = isinstance(error, QueueFullError) and is_anthropic(scope["path"])
+    return OVERLOADED if is_overload else _problem(error).status
 
 
 def _sendable(text: str) -> str:
