@@ -13,29 +13,6 @@ from msgspec import UNSET, UnsetType
 
 from mimo_engine.chat.tokenizer import Tokenizer
 
-__all__ = [
-    "ChatChoice",
-    "ChatChunk",
-    "ChatCompletion",
-    "ChatLogprob",
-    "ChatLogprobs",
-    "ChatMessage",
-    "ChunkChoice",
-    "Completion",
-    "CompletionChoice",
-    "CompletionLogprobs",
-    "CompletionTokensDetails",
-    "Delta",
-    "FunctionCall",
-    "ModelCard",
-    "PromptLogprob",
-    "PromptTokensDetails",
-    "ToolCall",
-    "TopLogprob",
-    "Usage",
-    "finite",
-]
-
 
 def finite(logprob: float) -> float:
     """JSON has no minus infinity; -9999 is what OpenAI sends for it."""

@@ -13,22 +13,6 @@ from pydantic_core import PydanticCustomError
 
 from mimo_engine.server.schemas import Strict
 
-__all__ = [
-    "Base64Source",
-    "Block",
-    "Content",
-    "ContentSource",
-    "DocumentBlock",
-    "MediaBlock",
-    "RedactedThinkingBlock",
-    "SearchResultBlock",
-    "TextBlock",
-    "TextContent",
-    "ThinkingBlock",
-    "ToolResultBlock",
-    "ToolUseBlock",
-]
-
 
 class _Block(Strict):
     cache_control: dict[str, Any] | None = None

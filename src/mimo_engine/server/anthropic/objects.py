@@ -10,34 +10,6 @@ from typing import Any, Literal
 
 import msgspec
 
-__all__ = [
-    "HIDDEN",
-    "UNSIGNED",
-    "BlockDelta",
-    "BlockEvent",
-    "BlockStart",
-    "BlockStop",
-    "ContentBlock",
-    "Event",
-    "InputJsonDelta",
-    "InputTokens",
-    "Message",
-    "MessageDelta",
-    "MessageStart",
-    "MessageStop",
-    "OutputTokensDetails",
-    "Ping",
-    "SignatureDelta",
-    "Stop",
-    "StopReason",
-    "Text",
-    "TextDelta",
-    "Thinking",
-    "ThinkingDelta",
-    "ToolUse",
-    "Usage",
-]
-
 UNSIGNED = "unsigned"
 """The signature of a thought that is shown. It proves nothing: this server takes back any thought
 as it is given. Clients keep it unread, send both back, and drop a thought without one."""

@@ -11,39 +11,6 @@ import msgspec
 
 from mimo_engine.server.objects import PromptTokensDetails, Usage
 
-__all__ = [
-    "SEALED",
-    "ArgumentsDelta",
-    "ArgumentsDone",
-    "CallItem",
-    "ErrorEvent",
-    "Event",
-    "IncompleteDetails",
-    "ItemAdded",
-    "ItemDone",
-    "MessageItem",
-    "OutputItem",
-    "OutputText",
-    "Part",
-    "PartAdded",
-    "PartDone",
-    "ReasoningDelta",
-    "ReasoningDone",
-    "ReasoningItem",
-    "ReasoningText",
-    "Response",
-    "ResponseCompleted",
-    "ResponseCreated",
-    "ResponseError",
-    "ResponseFailed",
-    "ResponseInProgress",
-    "ResponseIncomplete",
-    "ResponseUsage",
-    "Status",
-    "TextDelta",
-    "TextDone",
-]
-
 SEALED = "mimo1."
 """How `encrypted_content` begins: a thought for clients that keep nothing else of it, since they
 ask for it in conversations that the server does not store."""
