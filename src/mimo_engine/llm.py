@@ -15,7 +15,7 @@ import itertools
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -134,6 +134,11 @@ class LLM:
         self.core: EngineCore = build_engine(self.config)
         self._media_limits = media_limits or MediaLimits(media_root=("/",))
         self._request_ids = itertools.count()
+
+    @classmethod
+    def from_config(cls, config: EngineConfig) -> LLM:
+        """As `LLM` with the parts of `config`."""
+        return cls(**{part.name: getattr(config, part.name) for part in fields(config)})
 
     @cached_property
     def _grammars(self) -> GrammarCompiler:

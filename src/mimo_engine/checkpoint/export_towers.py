@@ -45,9 +45,6 @@ class TowerExport:
 
     media: MediaConfig
     read: TowerReader
-    has_training_state: bool = False
-    """Also write what the releases have beside the codebooks and no reader needs: their moving
-    averages, and a tensor of the speech decoder."""
 
 
 def towers_of(weights: TowerWeights) -> TowerReader:
@@ -81,17 +78,12 @@ def export_audio_tokenizer(model_dir: Path, towers: TowerExport, dtype: torch.dt
     """Write audio_tokenizer/model.safetensors."""
     folder = model_dir / AUDIO_TOKENIZER_DIR
     folder.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, torch.Tensor] = {}
-    for param in audio_tokenizer_params(towers.media.audio_tokenizer):
-        tensor = _stored(towers, param, torch.float32 if param.is_codebook else dtype)
-        tensors[tower_tensor_name(param)] = tensor
-        if param.is_codebook and towers.has_training_state:
-            codebook = param.name.removesuffix("embed")
-            tensors[f"{codebook}inited"] = torch.ones(1)
-            tensors[f"{codebook}cluster_size"] = torch.ones(len(tensor))
-            tensors[f"{codebook}embed_avg"] = tensor.clone()
-    if towers.has_training_state:
-        tensors["decoder.conv1.weight"] = torch.ones(2, 2, 3, dtype=dtype)
+    tensors = {
+        tower_tensor_name(param): _stored(
+            towers, param, torch.float32 if param.is_codebook else dtype
+        )
+        for param in audio_tokenizer_params(towers.media.audio_tokenizer)
+    }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 

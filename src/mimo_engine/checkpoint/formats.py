@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
 
 import torch
 
@@ -21,7 +20,6 @@ from mimo_engine.kernels.quant import (
     MXFP4_GROUP,
     Fp8BlockWeight,
     Mxfp4Weight,
-    QuantisedWeight,
     RowGrid,
     decode_fp8,
     decode_mxfp4,
@@ -73,35 +71,20 @@ class StoredWeight:
         decode_mxfp4(data.to(device), scales.to(device), out=out)
 
 
-class Target(Protocol):
-    """One parameter being filled."""
-
-    def fill(self, part: ParamPart, expert: int | None, stored: StoredWeight) -> None:
-        """Write one part; every (part, expert) comes exactly once."""
-        ...
-
-    def finish(self) -> torch.Tensor | QuantisedWeight:
-        """The parameter, once it is full."""
-        ...
-
-
 class DenseTarget:
     """A plain tensor; quantised parts are decoded into it."""
 
     def __init__(self, spec: ParamSpec, *, dtype: torch.dtype, device: torch.device) -> None:
-        self._tensor = torch.zeros(spec.shape, dtype=dtype, device=device)
+        self.weight = torch.zeros(spec.shape, dtype=dtype, device=device)
 
     def fill(self, part: ParamPart, expert: int | None, stored: StoredWeight) -> None:
-        out = _rows(self._tensor, part, expert)
+        out = _rows(self.weight, part, expert)
         if part.cut is None:
             stored.decode_run(0, 0, len(out), out)
             return
         for run in part.cut.runs:
             place = out.narrow(part.cut.dim, run.dst, run.length)
             stored.decode_run(part.cut.dim, run.src, run.length, place)
-
-    def finish(self) -> torch.Tensor:
-        return self._tensor
 
 
 class Fp8Target:
@@ -124,7 +107,7 @@ class Fp8Target:
         *stack, num_rows, num_columns = spec.shape
         num_column_blocks = -(-num_columns // FP8_BLOCK)
         scale_row = torch.cat(scale_rows)
-        self._weight = Fp8BlockWeight(
+        self.weight = Fp8BlockWeight(
             data=torch.zeros(
                 *stack, num_rows, num_columns, dtype=torch.float8_e4m3fn, device=device
             ),
@@ -136,17 +119,14 @@ class Fp8Target:
     def fill(self, part: ParamPart, expert: int | None, stored: StoredWeight) -> None:
         assert stored.scales is not None
         used, first = self._used[part.name], self._first[part.name]
-        scales = self._weight.scales if expert is None else self._weight.scales[expert]
+        scales = self.weight.scales if expert is None else self.weight.scales[expert]
         columns = part.cut if part.cut is not None and part.cut.dim == 1 else None
-        _copy(_rows(self._weight.data, part, expert), stored.data, part.cut)
+        _copy(_rows(self.weight.data, part, expert), stored.data, part.cut)
         _copy(
             scales.narrow(0, first, len(used)),
             stored.scales[used],
             None if columns is None else columns.coarse(FP8_BLOCK),
         )
-
-    def finish(self) -> Fp8BlockWeight:
-        return self._weight
 
 
 class Mxfp4Target:
@@ -154,7 +134,7 @@ class Mxfp4Target:
 
     def __init__(self, spec: ParamSpec, *, device: torch.device) -> None:
         *rows, num_columns = spec.shape
-        self._weight = Mxfp4Weight(
+        self.weight = Mxfp4Weight(
             packed=torch.zeros(*rows, num_columns // 2, dtype=torch.uint8, device=device),
             scales=torch.zeros(*rows, num_columns // MXFP4_GROUP, dtype=torch.uint8, device=device),
         )
@@ -162,16 +142,17 @@ class Mxfp4Target:
     def fill(self, part: ParamPart, expert: int | None, stored: StoredWeight) -> None:
         assert stored.scales is not None
         for out, source, unit in (
-            (self._weight.packed, stored.data, 2),
-            (self._weight.scales, stored.scales, MXFP4_GROUP),
+            (self.weight.packed, stored.data, 2),
+            (self.weight.scales, stored.scales, MXFP4_GROUP),
         ):
             cut = part.cut
             if cut is not None and cut.dim == 1:
                 cut = cut.coarse(unit)
             _copy(_rows(out, part, expert), source, cut)
 
-    def finish(self) -> Mxfp4Weight:
-        return self._weight
+
+Target = DenseTarget | Fp8Target | Mxfp4Target
+"""`fill` writes one part into `weight`; every (part, expert) comes exactly once."""
 
 
 def _rows(tensor: torch.Tensor, part: ParamPart, expert: int | None) -> torch.Tensor:

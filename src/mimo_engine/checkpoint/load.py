@@ -77,7 +77,7 @@ def load_checkpoint(
             stored = _read(index, file, source)
             targets[place.parameter].fill(place.part, place.expert, stored)
             bar.update(info.nbytes)
-    return {name: targets[name].finish() for name in checked.specs}
+    return {name: targets[name].weight for name in checked.specs}
 
 
 def scale_problem(name: str, scales: torch.Tensor) -> str | None:

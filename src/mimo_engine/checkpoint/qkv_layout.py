@@ -42,11 +42,7 @@ from enum import StrEnum
 
 import torch
 
-from mimo_engine.checkpoint.formats import (
-    DenseTarget,
-    Fp8Target,
-    StoredWeight,
-)
+from mimo_engine.checkpoint.formats import DenseTarget, Fp8Target, StoredWeight
 from mimo_engine.checkpoint.params import ParamPart, ParamSpec, attention_specs
 from mimo_engine.config.model import LayerSpec, ModelConfig
 from mimo_engine.distributed.plan import SINGLE_RANK, ParallelPlan
@@ -146,7 +142,7 @@ def load_mimo_v2_qkv_proj_weight(
     if scale_inv is None:
         dense = DenseTarget(spec, dtype=weight.dtype, device=weight.device)
         dense.fill(part, None, StoredWeight(data=weight))
-        return dense.finish()
+        return dense.weight
     grid = fused_grid(layer, num_chunks, layout)
     if scale_inv.shape[0] != grid.num_scale_rows:
         raise CheckpointError(
@@ -155,7 +151,7 @@ def load_mimo_v2_qkv_proj_weight(
         )
     target = Fp8Target(spec, {"": grid}, device=weight.device)
     target.fill(part, None, StoredWeight(data=weight, scales=scale_inv, grid=grid))
-    return target.finish()
+    return target.weight
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,7 @@ from mimo_engine.checkpoint.load import Weight
 from mimo_engine.checkpoint.params import ParamSpec, Storage, layer_of, parameter_specs
 from mimo_engine.config.engine import RandomWeights
 from mimo_engine.config.model import ModelConfig
-from mimo_engine.distributed.plan import SINGLE_RANK, ParallelPlan
+from mimo_engine.distributed.plan import ParallelPlan
 from mimo_engine.kernels.quant import (
     FP8_BLOCK,
     MXFP4_GROUP,
@@ -32,19 +32,18 @@ _FP8_STD = 60.0
 def random_weights(
     config: ModelConfig,
     kind: RandomWeights,
-    plan: ParallelPlan = SINGLE_RANK,
+    plan: ParallelPlan,
     *,
     dtype: torch.dtype,
     device: torch.device,
-    num_mtp_layers: int = 0,
-    seed: int = 0,
+    num_mtp_layers: int,
 ) -> dict[str, Weight]:
     """All parameters by name, as `load_checkpoint` has them with keep_quantised.
 
     kind: random-bf16: all plain; random-fp8: as the FP8 checkpoints store them (o_proj, eh_proj,
     embedding and head are plain); random-mxfp4: the same with MXFP4 experts.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     return {
         name: _one(name, spec, config, kind, dtype, device)
         for name, spec in parameter_specs(config, plan, num_mtp_layers=num_mtp_layers).items()

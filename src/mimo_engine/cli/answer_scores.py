@@ -11,7 +11,7 @@ import gc
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -115,18 +115,8 @@ def open_scorer(config: EngineConfig) -> Iterator[Scorer]:
     gc.collect()
     torch.cuda.empty_cache()
     others = set(multiprocessing.active_children())
-    llm = LLM(
-        config.model,
-        dtype=config.dtype,
-        device=config.device,
-        settings=config.settings,
-        cache=config.cache,
-        scheduler=config.scheduler,
-        media=config.media,
-        encoder=config.encoder,
-        parallel=config.parallel,
-        speculative=SpeculativeConfig(speculative="off"),
-    )
+    without_drafts = SpeculativeConfig(speculative="off")
+    llm = LLM.from_config(replace(config, speculative=without_drafts))
     try:
         yield _EngineScorer(llm)
     finally:

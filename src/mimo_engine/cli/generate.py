@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from tyro.conf import PositionalRequiredArgs
 
@@ -40,7 +40,7 @@ def run(command: Command) -> int:
         top_k=command.top_k,
         seed=command.seed,
     )
-    llm = LLM(**{part.name: getattr(command.engine, part.name) for part in fields(command.engine)})
+    llm = LLM.from_config(command.engine)
     try:
         if command.chat:
             outputs = llm.chat([{"role": "user", "content": command.prompt}], params)

@@ -52,8 +52,6 @@ GPU_MIB = {"a100": 81_920, "h100": 81_559, "h20": 97_871, "h200": 143_771, "b200
 RESERVED_BYTES = 4 * GIB
 """Of a GPU, for activations, the CUDA context and collectives: an estimate."""
 
-"""What the engine gives the cache on a CPU when nobody says otherwise."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Command:

@@ -9,7 +9,7 @@ refused.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, cast
 
 from mimo_engine.errors import RequestError
@@ -131,33 +131,16 @@ class VideoAudioInput:
 
 MediaInput = ImageInput | VideoInput | AudioInput | VideoAudioInput
 
-MEDIA_KINDS: Mapping[str, MediaKind] = {
-    "image": "image",
-    "image_url": "image",
-    "video": "video",
-    "video_url": "video",
-    "audio": "audio",
-    "audio_url": "audio",
-    "input_audio": "audio",
-}
-"""By the type of a message's part."""
 _KEYS: Mapping[MediaKind, Sequence[str]] = {
-    "image": ("image_url", "image"),
-    "video": ("video_url", "video"),
-    "audio": ("audio_url", "audio", "input_audio"),
+    "image": ("image", "image_url"),
+    "video": ("video", "video_url"),
+    "audio": ("audio", "audio_url", "input_audio"),
 }
+MEDIA_KINDS: Mapping[str, MediaKind] = {key: kind for kind, keys in _KEYS.items() for key in keys}
+"""By the type of a message's part."""
 
 _IMAGE_OPTIONS = ("detail", "min_pixels", "max_pixels")
-_VIDEO_OPTIONS = (
-    "fps",
-    "max_frames",
-    "min_frames",
-    "min_pixels",
-    "max_pixels",
-    "total_max_pixels",
-    "use_audio",
-    "media_resolution",
-)
+_VIDEO_OPTIONS = (*(one.name for one in fields(VideoOptions)), "use_audio", "media_resolution")
 _DETAILS = ("auto", "low", "high")
 # The checkpoint's own limits are the most it was made for, so "max" asks for what "default" gives.
 _MEDIA_RESOLUTIONS = ("default", "max")

@@ -56,18 +56,14 @@ class LogMel:
         self._num_mels = config.num_mels
         self._pending = np.zeros(0, np.float32)
         self._has_start = False
-        self._received = 0
-
-    @property
-    def num_samples(self) -> int:
+        self.num_samples = 0
         """Received so far."""
-        return self._received
 
     def push(self, samples: np.ndarray) -> np.ndarray:
         """The frames [k, mels] that are complete now, k >= 0. samples: float32 [n], n >= 0."""
-        self._received += len(samples)
+        self.num_samples += len(samples)
         self._pending = np.concatenate([self._pending, samples])
-        if not self._has_start and self._received > self._margin:
+        if not self._has_start and self.num_samples > self._margin:
             mirrored = self._pending[self._margin : 0 : -1]
             self._pending = np.concatenate([mirrored, self._pending])
             self._has_start = True
@@ -78,7 +74,7 @@ class LogMel:
         if not self._has_start:
             least = self._margin + 1
             raise SoundTooShortError(
-                f"the sound has {self._received} samples at {self._rate:,} Hz, and the least is "
+                f"the sound has {self.num_samples} samples at {self._rate:,} Hz, and the least is "
                 f"{least} ({1000 * least / self._rate:.0f} ms): send a longer one"
             )
         mirrored = self._pending[-2 : -2 - self._margin : -1]

@@ -14,10 +14,9 @@ import os
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, TypeVar
 
-from mimo_engine.chat.template import ChatTemplate, normalise_messages
+from mimo_engine.chat.template import normalise_messages
 from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.config.engine import EngineConfig
 from mimo_engine.config.media import served_media
@@ -125,16 +124,14 @@ class MediaProcessor:
         )
 
     async def process_mm_data_async(
-        self, messages: Sequence[Message], *, render: Render | None = None
+        self, messages: Sequence[Message], *, render: Render
     ) -> MultimodalProcessorOutput:
         """Fetch and decode the media of `messages`, render them, lay out the tokens.
 
-        messages: as a request has them. render: turns them into text; None: the checkpoint's own
-        template does, with its defaults. Raises RequestError, whose message and `param` name the
-        part at fault.
+        messages: as a request has them. render: turns them into text. Raises RequestError, whose
+        message and `param` name the part at fault.
         """
         messages = await asyncio.to_thread(normalise_messages, messages)
-        render = render or self._template.render
         parts = list(_media_parts(messages))
         if not parts:
             text = await asyncio.to_thread(render, messages)
@@ -187,13 +184,6 @@ class MediaProcessor:
             # A step may still run, when its waiter was cancelled.
             if step is not None:
                 step.add_done_callback(lambda _: chunks.close())
-
-    @cached_property
-    def _template(self) -> ChatTemplate:
-        source = self._tokenizer.chat_template
-        if source is None:
-            raise RequestError("this checkpoint has no chat template", param="messages")
-        return ChatTemplate(source, special_tokens=self._tokenizer.special_tokens)
 
     async def close(self) -> None:
         await self._fetcher.close()

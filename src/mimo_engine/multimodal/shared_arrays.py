@@ -32,7 +32,7 @@ class SharedArrays:
         if fd is None:
             fd = os.memfd_create("mimo-engine-features", os.MFD_CLOEXEC)
         self._fd = fd
-        self._num_bytes = os.fstat(fd).st_size
+        self.num_bytes = os.fstat(fd).st_size
         self.arrays: list[np.ndarray] = []
         self.specs: list[ArraySpec] = []
         # Whoever drops the object without `close` (a failed request, say) must not leak it.
@@ -48,16 +48,12 @@ class SharedArrays:
         shared.arrays = [_view(memory, spec, spec.offset) for spec in specs]
         return shared
 
-    @property
-    def num_bytes(self) -> int:
-        return self._num_bytes
-
     def add(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         """A new zero-filled array, to be written to."""
-        spec = ArraySpec(dtype, shape, self._num_bytes)
+        spec = ArraySpec(dtype, shape, self.num_bytes)
         num_bytes = int(np.prod(shape)) * FEATURE_DTYPES[dtype].itemsize
-        self._num_bytes += -(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        os.ftruncate(self._fd, self._num_bytes)
+        self.num_bytes += -(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        os.ftruncate(self._fd, self.num_bytes)
         memory = mmap.mmap(self._fd, num_bytes, offset=spec.offset) if num_bytes else b""
         array = _view(memory, spec, 0)
         self.specs.append(spec)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mimo_engine.checkpoint.export import (
     ExportFormat,
@@ -24,6 +25,7 @@ from mimo_engine.cli.tower_files import (
     SMALL_AUDIO_TOKENIZER,
     SMALL_TOWERS,
 )
+from mimo_engine.config.audio import AUDIO_TOKENIZER_DIR
 from mimo_engine.config.media import MediaConfig, load_media_config
 from mimo_engine.config.media_settings import MediaFacts
 from mimo_engine.config.model import ModelConfig, parse_model_config
@@ -157,16 +159,30 @@ def omni_checkpoint(
             config,
             parts_of(weights),
             stored,
-            towers=TowerExport(
-                media=media, read=towers_of(tower_weights), has_training_state=has_training_state
-            ),
+            towers=TowerExport(media=media, read=towers_of(tower_weights)),
             max_shard_bytes=max_shard_bytes,
         )
+        if has_training_state:
+            _add_training_state(model_dir / AUDIO_TOKENIZER_DIR / "model.safetensors")
         return OmniCheckpoint(
             model_dir=model_dir, raw=raw, weights=weights, media=media, towers=tower_weights
         )
 
     return make
+
+
+def _add_training_state(path: Path) -> None:
+    """What the releases have beside the codebooks and no reader needs: their moving averages, and a
+    tensor of the speech decoder."""
+    tensors = load_file(path)
+    for name, tensor in list(tensors.items()):
+        if name.endswith("_codebook.embed"):
+            codebook = name.removesuffix("embed")
+            tensors[f"{codebook}inited"] = torch.ones(1)
+            tensors[f"{codebook}cluster_size"] = torch.ones(len(tensor))
+            tensors[f"{codebook}embed_avg"] = tensor.clone()
+    tensors["decoder.conv1.weight"] = torch.ones(2, 2, 3, dtype=torch.bfloat16)
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def _random_towers(media: MediaConfig) -> TowerWeights:

@@ -7,12 +7,14 @@ import pytest
 
 from media_config import processor_config
 from media_files import gradient, make_image, tone
-from mimo_engine.chat.template import family_template
+from mimo_engine.chat.template import ChatTemplate, family_template
 from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.checkpoint.synthetic_tokenizer import write_synthetic_tokenizer
 from mimo_engine.config.media_settings import MediaLimits
 from mimo_engine.errors import RequestError
 from mimo_engine.multimodal.processor import MediaProcessor
+
+TEMPLATE = ChatTemplate(family_template())
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,8 @@ def process(tokenizer, *parts, limits=None, config="released", **options):
     async def main():
         processor = MediaProcessor(config, tokenizer, limits or MediaLimits(), **options)
         try:
-            return await processor.process_mm_data_async([{"role": "user", "content": list(parts)}])
+            messages = [{"role": "user", "content": list(parts)}]
+            return await processor.process_mm_data_async(messages, render=TEMPLATE.render)
         finally:
             await processor.close()
 

@@ -151,7 +151,7 @@ def test_sound_beside_a_video_takes_the_place_of_its_own(sound):
 def test_sound_beside_a_video_is_checked_as_sound():
     assert refusal(video(audio=1))[1].startswith("audio: 1 is no audio")
     assert refusal(video(audio_url={}))[1] == "audio_url: url is missing"
-    assert "not audio_url and audio" in refusal(video(audio="AAAA", audio_url="AAAA"))[1]
+    assert "not audio and audio_url" in refusal(video(audio="AAAA", audio_url="AAAA"))[1]
     for use_audio in (True, False):
         assert "leave one of them out" in refusal(video(audio="AAAA", use_audio=use_audio))[1]
 
@@ -172,9 +172,9 @@ def test_decoded_media_come_with_options_beside_them():
         ({}, "", "the type is None; media are image, image_url"),
         ({"type": "text", "text": "a"}, "", "the type is 'text'"),
         ({"type": ["image"]}, "", "the type is a value of type list"),
-        ({"type": "image_url"}, "", "a part of type image_url must have one of image_url, image"),
-        ({"type": "image", "image": None}, "", "must have one of image_url, image"),
-        ({"type": "image", "image": URL, "image_url": URL}, "", "not image_url and image"),
+        ({"type": "image_url"}, "", "a part of type image_url must have one of image, image_url"),
+        ({"type": "image", "image": None}, "", "must have one of image, image_url"),
+        ({"type": "image", "image": URL, "image_url": URL}, "", "not image and image_url"),
         ({"type": "audio", "audio": "A", "input_audio": {}}, "", "not audio and input_audio"),
         ({"type": "image_url", "image_url": {}}, ".image_url", "url is missing"),
         ({"type": "image", "image": {"url": None}}, ".image", "url is missing"),
