@@ -255,8 +255,8 @@ class _ShardWriter:
         self._max_shard_bytes = max_shard_bytes
         self._splits_experts = splits_experts
         self._shard: dict[str, torch.Tensor] = {}
-        self._draft: dict[str, torch.Tensor] = {}
-        self._experts: dict[str, torch.Tensor] = {}
+        self._apart: dict[str, dict[str, torch.Tensor]] = {}
+        """By file: those that have one of their own."""
         self._weight_map: dict[str, str] = {}
         self._num_shards = 0
         self._total_size = 0
@@ -264,10 +264,10 @@ class _ShardWriter:
     def add(self, name: str, tensor: torch.Tensor) -> None:
         self._total_size += tensor.nbytes
         if name.startswith(MTP_PREFIX):
-            self._draft[name] = tensor
+            self._apart.setdefault("model_mtp.safetensors", {})[name] = tensor
             return
         if self._splits_experts and _EXPERT in name:
-            self._experts[name] = tensor
+            self._apart.setdefault("model_experts.safetensors", {})[name] = tensor
             return
         shard_bytes = sum(other.nbytes for other in self._shard.values())
         if self._shard and shard_bytes + tensor.nbytes > self._max_shard_bytes:
@@ -277,10 +277,8 @@ class _ShardWriter:
     def finish(self, metadata: dict[str, Any]) -> None:
         if self._shard:
             self._write_shard()
-        if self._draft:
-            self._write("model_mtp.safetensors", self._draft)
-        if self._experts:
-            self._write("model_experts.safetensors", self._experts)
+        for file, tensors in self._apart.items():
+            self._write(file, tensors)
         index = {
             "metadata": {"total_size": self._total_size, **metadata},
             "weight_map": dict(sorted(self._weight_map.items())),

@@ -231,47 +231,31 @@ class _Verifier:
             self._problems.append(f"tensor {name} is missing: {remedy}")
             return None
         stored = self._format(info, spec)
-        if stored is StoredFormat.PLAIN and self._has_shape(info, placement, unit=1):
+        if stored is None or not self._has_shape(info, placement, stored):
+            # The weight's problem is named; its scales are no second one.
+            self._used |= {name + FP8_SCALE_SUFFIX, name + MXFP4_SCALE_SUFFIX}
+            return None
+        if stored is StoredFormat.PLAIN:
             return Source(tensor=info, scales=None, format=stored, grid=None, placement=placement)
-        if stored is StoredFormat.FP8 and self._has_shape(info, placement, unit=1):
-            return self._fp8_source(info, placement, layout)
-        if stored is StoredFormat.MXFP4 and self._has_shape(info, placement, unit=2):
-            return self._mxfp4_source(info, placement)
-        # The weight's problem is named; its scales are no second one.
-        self._used |= {name + FP8_SCALE_SUFFIX, name + MXFP4_SCALE_SUFFIX}
-        return None
-
-    def _fp8_source(
-        self, info: TensorInfo, placement: Placement, layout: QkvLayout | None
-    ) -> Source | None:
-        scales = self._scales(info, StoredFormat.FP8)
-        if scales is None or not self._cuts_between(FP8_BLOCK, info, placement):
-            return None
-        grid = self._grid(info, scales, placement, layout)
-        if grid is None:
-            return None
-        expected = (grid.num_scale_rows, -(-info.shape[1] // FP8_BLOCK))
-        if not self._has_scale_shape(scales, expected):
-            return None
-        return Source(
-            tensor=info, scales=scales, format=StoredFormat.FP8, grid=grid, placement=placement
-        )
-
-    def _mxfp4_source(self, info: TensorInfo, placement: Placement) -> Source | None:
-        scales = self._scales(info, StoredFormat.MXFP4)
-        if scales is None or not self._cuts_between(MXFP4_GROUP, info, placement):
+        scales, grid = self._scales(info, stored), None
+        unit = FP8_BLOCK if stored is StoredFormat.FP8 else MXFP4_GROUP
+        if scales is None or not self._cuts_between(unit, info, placement):
             return None
         num_rows, num_columns = placement.part.full_shape
-        if not self._has_scale_shape(scales, (num_rows, num_columns // MXFP4_GROUP)):
+        expected = (num_rows, num_columns // MXFP4_GROUP)
+        if stored is StoredFormat.FP8:
+            grid = self._grid(info, scales, placement, layout)
+            if grid is None:
+                return None
+            expected = (grid.num_scale_rows, -(-num_columns // FP8_BLOCK))
+        if not self._has_scale_shape(scales, expected):
             return None
-        return Source(
-            tensor=info, scales=scales, format=StoredFormat.MXFP4, grid=None, placement=placement
-        )
+        return Source(tensor=info, scales=scales, format=stored, grid=grid, placement=placement)
 
-    def _has_shape(self, info: TensorInfo, placement: Placement, *, unit: int) -> bool:
-        """Whether the weight has its shape, `unit` columns in each stored one."""
+    def _has_shape(self, info: TensorInfo, placement: Placement, stored: StoredFormat) -> bool:
+        """Whether the weight has its shape; MXFP4 stores two columns in one."""
         *rows, columns = placement.part.full_shape
-        expected = (*rows, columns // unit)
+        expected = (*rows, columns // 2 if stored is StoredFormat.MXFP4 else columns)
         if info.shape == expected:
             return True
         self._problems.append(

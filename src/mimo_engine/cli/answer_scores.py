@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,10 +48,8 @@ class Question:
     answer: str
 
 
-class Scorer(Protocol):
-    """Log-probabilities of each answer's tokens, in order."""
-
-    def __call__(self, questions: Sequence[Question], /) -> list[list[float]]: ...
+Scorer = Callable[[Sequence[Question]], list[list[float]]]
+"""Log-probabilities of each answer's tokens, in order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,7 +117,7 @@ def open_scorer(config: EngineConfig) -> Iterator[Scorer]:
     without_drafts = SpeculativeConfig(speculative="off")
     llm = LLM.from_config(replace(config, speculative=without_drafts))
     try:
-        yield _EngineScorer(llm)
+        yield partial(_score_all, llm, AnswerFinder(llm.tokenizer))
     finally:
         llm.close()
         # Ranks end when their pipe has closed, and hold their GPUs until then.
@@ -126,32 +125,28 @@ def open_scorer(config: EngineConfig) -> Iterator[Scorer]:
             rank.join(_RANK_END_S)
 
 
-class _EngineScorer:
-    def __init__(self, llm: LLM) -> None:
-        self._llm = llm
-        self._finder = AnswerFinder(llm.tokenizer)
+def _score_all(llm: LLM, finder: AnswerFinder, questions: Sequence[Question]) -> list[list[float]]:
+    outputs = llm.chat(
+        [
+            _conversation(question, {"type": "image", "image": question.image}, _text(question))
+            for question in questions
+        ],
+        _PARAMS,
+        chat_template_kwargs=_THINKING_OFF,
+    )
+    return [_score(finder, *pair) for pair in zip(questions, outputs, strict=True)]
 
-    def __call__(self, questions: Sequence[Question], /) -> list[list[float]]:
-        outputs = self._llm.chat(
-            [
-                _conversation(question, {"type": "image", "image": question.image}, _text(question))
-                for question in questions
-            ],
-            _PARAMS,
-            chat_template_kwargs=_THINKING_OFF,
-        )
-        return [self._score(*pair) for pair in zip(questions, outputs, strict=True)]
 
-    def _score(self, question: Question, output: Output) -> list[float]:
-        if output.error is not None or output.prompt_logprobs is None:
-            raise CheckpointError(f"the model cannot score {question.answer!r}: {output.error}")
-        place = self._finder.find(question)
-        end = len(output.prompt_token_ids) - place.num_after
-        span = slice(end - len(place.token_ids), end)
-        if output.prompt_token_ids[span] != place.token_ids:
-            raise _not_shown(question)
-        entries = output.prompt_logprobs[span]
-        return [entry.logprob for entry in entries if entry is not None]
+def _score(finder: AnswerFinder, question: Question, output: Output) -> list[float]:
+    if output.error is not None or output.prompt_logprobs is None:
+        raise CheckpointError(f"the model cannot score {question.answer!r}: {output.error}")
+    place = finder.find(question)
+    end = len(output.prompt_token_ids) - place.num_after
+    span = slice(end - len(place.token_ids), end)
+    if output.prompt_token_ids[span] != place.token_ids:
+        raise _not_shown(question)
+    entries = output.prompt_logprobs[span]
+    return [entry.logprob for entry in entries if entry is not None]
 
 
 def _conversation(question: Question, *asked: Mapping[str, Any]) -> list[dict[str, Any]]:
