@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from mimo_engine.config.model import ModelConfig
+from mimo_engine.config.reader import read_json_object
 from mimo_engine.errors import ConfigError
 from mimo_engine.utils.hub import resolve_model
 
@@ -21,10 +21,7 @@ def read_config_json(model: str) -> dict[str, Any]:
     path = Path(model).expanduser()
     if not path.is_file():
         path = resolve_model(model, files=("config.json",)) / "config.json"
-    found = _read_object(path)
-    if found is None:
-        raise ConfigError(f"{path} does not exist: is this a checkpoint directory?")
-    return found
+    return read_json_object(path)
 
 
 def read_beside_config(model: str, name: str) -> dict[str, Any] | None:
@@ -32,19 +29,8 @@ def read_beside_config(model: str, name: str) -> dict[str, Any] | None:
     config.json alone. Raises ConfigError."""
     if Path(model).expanduser().is_file():
         return None
-    return _read_object(resolve_model(model, files=(name,)) / name)
-
-
-def _read_object(path: Path) -> dict[str, Any] | None:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} must hold a JSON object")
-    return raw
+    path = resolve_model(model, files=(name,)) / name
+    return read_json_object(path) if path.is_file() else None
 
 
 def num_mtp_layers(asked: int | None, config: ModelConfig) -> int:

@@ -7,7 +7,6 @@ No file outside this package reads those, and none holds a default for a missing
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +23,13 @@ from mimo_engine.config.engine import EngineConfig
 from mimo_engine.config.media_settings import MediaFacts
 from mimo_engine.config.model import load_model_config
 from mimo_engine.config.processor import TOKEN_ID_KEYS, ProcessorConfig, parse_processor_config
+from mimo_engine.config.reader import read_json_object
 from mimo_engine.config.vision import MiMoVLVisionConfig, parse_vision_config
 from mimo_engine.errors import ConfigError
 
 __all__ = ["MediaConfig", "load_media_config", "served_media"]
+
+_IF_MISSING = "download it (the towers are nothing without it), or pass --text-only"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,9 +71,11 @@ def load_media_config(
         )
     vision = parse_vision_config(media["vision_config"], facts)
     audio = parse_audio_config(media["audio_config"])
-    tokenizer_raw = _read_json(model_dir / AUDIO_TOKENIZER_DIR / "config.json")
+    tokenizer_raw = read_json_object(
+        model_dir / AUDIO_TOKENIZER_DIR / "config.json", if_missing=_IF_MISSING
+    )
     tokenizer = parse_audio_tokenizer_config(tokenizer_raw, facts)
-    preprocessor = _read_json(model_dir / "preprocessor_config.json")
+    preprocessor = read_json_object(model_dir / "preprocessor_config.json", if_missing=_IF_MISSING)
     processor = parse_processor_config(media["processor_config"], preprocessor, facts)
     _check_agreement(vision, tokenizer, audio, processor, media, hidden_size)
     _check_front_end(tokenizer_raw, processor)
@@ -153,18 +157,3 @@ def _check_front_end(tokenizer_raw: Mapping[str, Any], processor: ProcessorConfi
                 f"{key} is {found!r} in {AUDIO_TOKENIZER_DIR}/config.json and {used} in "
                 "processor_config: use the checkpoint's own files"
             )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{path} does not exist: download it (the towers are nothing without it), or pass "
-            "--text-only"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} must hold a JSON object")
-    return value

@@ -11,14 +11,13 @@ error, because a key that is skipped is a model that is silently wrong.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mimo_engine.config.layers import AttentionKind, LayerSpec, MlpKind, read_layers
-from mimo_engine.config.reader import ConfigReader
+from mimo_engine.config.reader import ConfigReader, read_json_object
 from mimo_engine.errors import ConfigError
 
 __all__ = [
@@ -158,11 +157,11 @@ def load_model_config(
 
     Raises ConfigError; see `parse_model_config`.
     """
-    raw = _read_json(model_dir / "config.json")
+    raw = read_json_object(model_dir / "config.json")
     config = parse_model_config(raw, num_visible_tokens=num_visible_tokens, ignore_keys=ignore_keys)
     generation_path = model_dir / "generation_config.json"
     if generation_path.exists():
-        extra = _token_ids(_read_json(generation_path).get("eos_token_id"), "eos_token_id")
+        extra = _token_ids(read_json_object(generation_path).get("eos_token_id"), "eos_token_id")
         merged = dict.fromkeys((*config.eos_token_ids, *extra))
         config = replace(config, eos_token_ids=tuple(merged))
     return config
@@ -216,18 +215,6 @@ def parse_model_config(
     )
     reader.finish(BOILERPLATE, remedy="--ignore-config-key")
     return config
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist: is this a checkpoint directory?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} must hold a JSON object")
-    return value
 
 
 def _architecture(reader: ConfigReader) -> str:

@@ -1,15 +1,35 @@
-"""A mapping that remembers which of its keys were read, so that the rest can be refused."""
+"""JSON files, and a mapping that remembers which of its keys were read, so that the rest can be
+refused."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from mimo_engine.errors import ConfigError
 
-__all__ = ["ConfigReader"]
+__all__ = ["ConfigReader", "read_json_object"]
 
 _MISSING: Any = object()
+
+
+def read_json_object(
+    path: Path, *, if_missing: str = "is this a checkpoint directory?"
+) -> dict[str, Any]:
+    """The JSON object in a file. ConfigError: it is none, or there is no file (`if_missing`)."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist: {if_missing}") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} must hold a JSON object")
+    return value
 
 
 class ConfigReader:

@@ -101,7 +101,7 @@ def test_a_file_that_is_missing_or_no_object_is_named(folder: Folder, name: str)
     with pytest.raises(ConfigError, match=rf"{name} does not exist.*--text-only"):
         folder.read()
     path.write_text("{")
-    with pytest.raises(ConfigError, match=rf"{name} cannot be read"):
+    with pytest.raises(ConfigError, match=rf"{name} is not JSON"):
         folder.read()
     path.write_text("[]")
     with pytest.raises(ConfigError, match=rf"{name} must hold a JSON object"):
