@@ -7,7 +7,7 @@ Towers are whole on the rank that runs them: nothing here is cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -58,25 +58,16 @@ def tower_params(media: MediaConfig) -> tuple[TowerParam, ...]:
 
 def vision_params(config: MiMoVLVisionConfig) -> tuple[TowerParam, ...]:
     """Of the vision tower, in the order of the forward pass."""
-    return tuple(
-        TowerParam(tower=Tower.VISION, name=name, shape=shape) for name, shape in _vision(config)
-    )
+    return _params(Tower.VISION, _vision(config))
 
 
 def audio_encoder_params(config: AudioEncoderConfig) -> tuple[TowerParam, ...]:
     """Of the audio encoder, in the order of the forward pass."""
-    return tuple(
-        TowerParam(tower=Tower.AUDIO_ENCODER, name=name, shape=shape)
-        for name, shape in _audio_encoder(config)
-    )
+    return _params(Tower.AUDIO_ENCODER, _audio_encoder(config))
 
 
 def audio_tokenizer_params(config: AudioTokenizerConfig) -> tuple[TowerParam, ...]:
     """Of the audio tokenizer, in the order of the forward pass; codebooks last."""
-    encoder = (
-        TowerParam(tower=Tower.AUDIO_TOKENIZER, name=f"encoder.{name}", shape=shape)
-        for name, shape in _audio_tokenizer(config)
-    )
     codebooks = (
         TowerParam(
             tower=Tower.AUDIO_TOKENIZER,
@@ -86,7 +77,15 @@ def audio_tokenizer_params(config: AudioTokenizerConfig) -> tuple[TowerParam, ..
         )
         for level, size in enumerate(config.codebook_sizes)
     )
-    return (*encoder, *codebooks)
+    return (*_params(Tower.AUDIO_TOKENIZER, _audio_tokenizer(config), "encoder."), *codebooks)
+
+
+def _params(
+    tower: Tower, shapes: Iterable[tuple[str, Shape]], prefix: str = ""
+) -> tuple[TowerParam, ...]:
+    return tuple(
+        TowerParam(tower=tower, name=f"{prefix}{name}", shape=shape) for name, shape in shapes
+    )
 
 
 def _vision(config: MiMoVLVisionConfig) -> Iterator[tuple[str, Shape]]:

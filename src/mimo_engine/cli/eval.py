@@ -109,10 +109,14 @@ class Command:
     def _task(self) -> EvalTask:
         return TASKS[self.task]
 
+    @property
+    def data_source(self) -> str | None:
+        return self.data or self._task.data
+
     def load(self) -> Evaluation:
         """Raises ConfigError."""
         options = Options(
-            data=self.data or self._task.data,
+            data=self.data_source,
             files=self.files,
             limit=self.limit,
             max_tokens=self.max_tokens,
@@ -182,7 +186,7 @@ def _about(command: Command, model: str, begin: datetime) -> Mapping[str, Any]:
     return {
         "task": command.task,
         "model": model,
-        "data": command.data or TASKS[command.task].data,
+        "data": command.data_source,
         "files": command.files,
         "limit": command.limit,
         "concurrency": command.concurrency,

@@ -133,38 +133,31 @@ def _limited(blocks: Iterator[SoundBlock], limits: MediaLimits) -> Iterator[Soun
 def _write_mels(blocks: Iterator[SoundBlock], config: ProcessorConfig, shared: SharedArrays) -> int:
     """Fill `shared`, and return the number of samples at the processor's rate."""
     mel = LogMel(config)
-    segments = _Segments(config, shared)
-    for samples in _resampled(blocks, config.sampling_rate):
-        segments.add(mel.push(samples))
-    segments.add(mel.finish())
-    segments.finish()
+    segment = np.empty((config.segment_frames, config.num_mels), np.float32)
+    for frames in _segments(_mels(blocks, config.sampling_rate, mel), segment):
+        shared.add(frames.shape, "float32")[:] = frames
     return mel.num_samples
 
 
-class _Segments:
-    """Cuts a stream of frames into arrays of segment_frames, the last one shorter.
+def _mels(blocks: Iterator[SoundBlock], rate: int, mel: LogMel) -> Iterator[np.ndarray]:
+    """float32 [k, mels] each, k >= 0."""
+    for samples in _resampled(blocks, rate):
+        yield mel.push(samples)
+    yield mel.finish()
 
-    An array of shared memory has its length from the start, so a segment is collected first.
-    """
 
-    def __init__(self, config: ProcessorConfig, shared: SharedArrays) -> None:
-        self._collected = np.empty((config.segment_frames, config.num_mels), np.float32)
-        self._num_frames = 0
-        self._shared = shared
-
-    def add(self, frames: np.ndarray) -> None:
-        """frames: float32 [k, mels], k >= 0."""
+def _segments(mels: Iterator[np.ndarray], segment: np.ndarray) -> Iterator[np.ndarray]:
+    """The same frames, as many as `segment` holds at a time, and the rest: in `segment`, until the
+    next are asked for. An array of shared memory has its length from the start."""
+    num_held = 0
+    for frames in mels:
         while len(frames):
-            part = frames[: len(self._collected) - self._num_frames]
-            self._collected[self._num_frames : self._num_frames + len(part)] = part
-            self._num_frames += len(part)
+            part = frames[: len(segment) - num_held]
+            segment[num_held : num_held + len(part)] = part
+            num_held += len(part)
             frames = frames[len(part) :]
-            if self._num_frames == len(self._collected):
-                self.finish()
-
-    def finish(self) -> None:
-        """End the segment that is collected, if it has any frames."""
-        if self._num_frames:
-            frames = self._collected[: self._num_frames]
-            self._shared.add(frames.shape, "float32")[:] = frames
-            self._num_frames = 0
+            if num_held == len(segment):
+                yield segment
+                num_held = 0
+    if num_held:
+        yield segment[:num_held]
