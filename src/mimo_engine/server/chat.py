@@ -60,7 +60,7 @@ class _Renderer:
         choices = [
             ChatChoice(
                 index=i,
-                message=turn.message(i),
+                message=turn.answers[i].message(),
                 logprobs=self._logprobs(turn.outputs[i].logprobs or []),
                 **turn.ending(i),
             )

@@ -26,7 +26,7 @@ from mimo_engine.server.answer import Answer, ThoughtCounter
 from mimo_engine.server.chat_schemas import ChatRequest, Conversation
 from mimo_engine.server.generation import LOOPED, Generation, ServerContext, Update
 from mimo_engine.server.image_history import with_newest_images
-from mimo_engine.server.objects import ChatMessage, Delta, Usage
+from mimo_engine.server.objects import Delta, Usage
 from mimo_engine.server.stream import while_connected
 
 __all__ = ["Turn", "TurnUpdate", "conversation_prompt"]
@@ -103,9 +103,6 @@ class Turn:
         async with aclosing(self._generation.updates()) as updates:
             async for update in updates:
                 yield self._take(update)
-
-    def message(self, index: int) -> ChatMessage:
-        return self.answers[index].message()
 
     def ending(self, index: int) -> dict[str, Any]:
         """finish_reason and matched_stop of a choice that has ended."""

@@ -30,7 +30,7 @@ def test_bytes_are_those_of_what_can_be_reached_and_within_the_bound(
     uses, max_responses, max_bytes
 ):
     store = ResponseStore(max_responses, max_bytes)
-    by_id, added = {}, []
+    added = []
     for number, (use, other, size) in enumerate(uses):
         name = f"resp_{other}"
         if use == "add":
@@ -43,12 +43,14 @@ def test_bytes_are_those_of_what_can_be_reached_and_within_the_bound(
             found = store.find(name)
             assert found is None or found.id == name
         else:
-            assert store.remove(name) == (name in by_id)
+            found = store.find(name)
+            if found is not None:
+                store.remove(found)
             assert store.find(name) is None
         by_id = {one.id: one for one in added if store.find(one.id) is not None}
         held = {id(one): one for last in by_id.values() for one in last.line()}
         assert store.num_bytes == sum(one.num_bytes for one in held.values()) <= max_bytes
-        assert len(store) == len(by_id) <= max_responses
+        assert len(by_id) <= max_responses
         for one in added:
             item = store.find_item(one.output_ids[0])
             assert (item is not None) == (id(one) in held)
@@ -60,9 +62,9 @@ def test_a_conversation_outlives_its_first_response():
     second = kept(2, first)
     assert store.add(first)
     assert store.add(second)
-    assert store.remove("resp_1")
-    assert not store.remove("resp_1")
+    store.remove(first)
+    assert store.find("resp_1") is None
     assert [one.id for one in second.line()] == ["resp_1", "resp_2"]
     assert store.find_item("msg_1") is not None
-    assert store.remove("resp_2")
+    store.remove(second)
     assert (store.num_bytes, store.find_item("msg_1")) == (0, None)

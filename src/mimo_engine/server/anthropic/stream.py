@@ -117,11 +117,11 @@ def blocks_of(events: Sequence[BlockEvent]) -> list[ContentBlock]:
             case BlockStart(content_block=block):
                 blocks.append(block)
                 pieces = []
-            case BlockDelta(delta=TextDelta(text=text)):
-                pieces.append(text)
-            case BlockDelta(delta=ThinkingDelta(thinking=text)):
-                pieces.append(text)
-            case BlockDelta(delta=InputJsonDelta(partial_json=text)):
+            case BlockDelta(
+                delta=TextDelta(text=text)
+                | ThinkingDelta(thinking=text)
+                | InputJsonDelta(partial_json=text)
+            ):
                 pieces.append(text)
             case BlockDelta(delta=SignatureDelta(signature=signature)):
                 blocks[-1] = Thinking("".join(pieces), signature)

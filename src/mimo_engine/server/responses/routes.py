@@ -43,8 +43,7 @@ def responses_router(context: ServerContext) -> APIRouter:
 
     @router.delete("/v1/responses/{response_id}")
     async def delete(response_id: str) -> Response:
-        if not store.remove(response_id):
-            raise _not_found(response_id)
+        store.remove(_kept(store, response_id))
         return json_response({"id": response_id, "object": "response", "deleted": True})
 
     @router.get("/v1/responses/{response_id}/input_items")
@@ -75,13 +74,10 @@ def _json(content: bytes) -> Response:
 def _kept(store: ResponseStore, response_id: str) -> KeptResponse:
     kept = store.find(response_id)
     if kept is None:
-        raise _not_found(response_id)
+        raise CodedError(
+            f"Response with id {response_id!r:.80} not found: this server keeps responses while "
+            "there is room (--response-store, --response-store-mib), and none whose store was "
+            "false",
+            status=404,
+        )
     return kept
-
-
-def _not_found(response_id: str) -> CodedError:
-    return CodedError(
-        f"Response with id {response_id!r:.80} not found: this server keeps responses while there "
-        "is room (--response-store, --response-store-mib), and none whose store was false",
-        status=404,
-    )

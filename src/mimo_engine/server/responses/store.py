@@ -79,10 +79,6 @@ class ResponseStore:
     def is_on(self) -> bool:
         return self._max_responses > 0 and self._max_bytes > 0
 
-    def __len__(self) -> int:
-        """Responses that can be asked for."""
-        return len(self._by_id)
-
     def add(self, kept: KeptResponse) -> bool:
         """False, and nothing changes: its conversation alone is larger than the store."""
         if not self.is_on or kept.num_bytes_in_all > self._max_bytes:
@@ -106,12 +102,9 @@ class ResponseStore:
             return None
         return next(item for item in kept.output_items() if item["id"] == item_id)
 
-    def remove(self, response_id: str) -> bool:
-        """False: there is none. Responses that continue it keep its items."""
-        kept = self._by_id.pop(response_id, None)
-        if kept is not None:
-            self._release(kept)
-        return kept is not None
+    def remove(self, kept: KeptResponse) -> None:
+        """It is not found any more. Responses that continue it keep its items."""
+        self._release(self._by_id.pop(kept.id))
 
     def _hold(self, kept: KeptResponse | None) -> None:
         """Count one more holder; what nobody held (the last one went while it was being continued)
