@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import threading
+import time
 from contextlib import contextmanager
 
 import anthropic
@@ -27,6 +28,13 @@ MODEL = "org/fake-model"
 def scripted(text):
     """Text of a message that makes the engine answer with `text`."""
     return f"<|fim_prefix|>{text}<|fim_suffix|>"
+
+
+def until(condition, timeout_s=60):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 class ServerThread:
@@ -117,6 +125,26 @@ class ServerThread:
 
     def get(self, path, headers=None):
         return httpx.get(f"{self.url}{path}", headers=headers, timeout=30)
+
+    def chunks(self, path, body):
+        """The data of each event of an OpenAI stream, parsed; [DONE] is checked and left out."""
+        body = {**body, "stream": True}
+        with httpx.stream("POST", f"{self.url}{path}", json=body, timeout=30) as response:
+            assert response.status_code == 200
+            assert response.headers["content-type"].startswith("text/event-stream")
+            data = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+        assert data.pop() == "[DONE]"
+        return [json.loads(one) for one in data]
+
+    @contextmanager
+    def begun_stream(self, path, body):
+        """The lines of a stream, once it has begun; it is left when the block ends."""
+        body = {**body, "stream": True}
+        with httpx.stream("POST", f"{self.url}{path}", json=body, timeout=30) as response:
+            lines = response.iter_lines()
+            next(lines)
+            yield lines
+            lines.close()
 
     def metric(self, name):
         """Value of a metric, labels as in the text format; None when there is no such line."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fake_server import MODEL
+from fake_server import MODEL, until
 from omni_server import image_part, make_omni, omni_server, user, video_part
 
 from media_files import gradient, make_image, make_video, numbered_frame
@@ -26,13 +26,6 @@ FEATURES = "mimo-engine-features"
 def omni(tmp_path_factory):
     # Two layers: the towers and the memory are what is looked at.
     return make_omni(tmp_path_factory.mktemp("omni") / "model", "--num-layers", "2")
-
-
-def until(condition, timeout_s=60):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def num_files(pid="self"):

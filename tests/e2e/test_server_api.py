@@ -1,6 +1,5 @@
 """The API as the official client and plain HTTP see it, over a fake engine."""
 
-import json
 import math
 
 import httpx
@@ -30,16 +29,6 @@ def complete(client, prompt, **kwargs):
 
 def chat(client, messages=USER, **kwargs):
     return client.chat.completions.create(model=MODEL, messages=messages, **kwargs)
-
-
-def events(server, path, body):
-    """The data of each event of a stream, parsed; [DONE] is checked and left out."""
-    with httpx.stream("POST", f"{server.url}{path}", json=body, timeout=30) as response:
-        assert response.status_code == 200
-        assert response.headers["content-type"].startswith("text/event-stream")
-        data = [line.removeprefix("data: ") for line in response.iter_lines() if line]
-    assert data.pop() == "[DONE]"
-    return [json.loads(one) for one in data]
 
 
 def test_a_plain_completion_is_the_models_text_with_its_usage(server, client):
@@ -146,10 +135,9 @@ def test_a_chat_answer_has_openais_shape(server, client):
 
 
 def test_a_chat_stream_gives_role_text_end_and_usage_in_this_order(server):
-    body = {"messages": USER, "stream": True, "n": 2, "seed": 0, "max_tokens": 300}
-    chunks = events(
-        server, "/v1/chat/completions", {**body, "stream_options": {"include_usage": True}}
-    )
+    body = {"messages": USER, "n": 2, "seed": 0, "max_tokens": 300}
+    options = {"stream_options": {"include_usage": True}}
+    chunks = server.chunks("/v1/chat/completions", {**body, **options})
     last = chunks.pop()
     assert last["choices"] == []
     assert last["usage"]["completion_tokens"] > 0
@@ -162,7 +150,7 @@ def test_a_chat_stream_gives_role_text_end_and_usage_in_this_order(server):
         text = "".join(c["delta"]["content"] for c in mine[:-1])
         assert text == server.answer(prompt, seed=index)
     assert all(c["usage"] is None and c["object"] == "chat.completion.chunk" for c in chunks)
-    assert all("usage" not in chunk for chunk in events(server, "/v1/chat/completions", body))
+    assert all("usage" not in chunk for chunk in server.chunks("/v1/chat/completions", body))
 
 
 def test_continuous_usage_counts_up(server):
@@ -171,7 +159,7 @@ def test_continuous_usage_counts_up(server):
         ("/v1/completions", {"prompt": "one two three"}),
         ("/v1/chat/completions", {"messages": USER, "max_tokens": 9}),
     ):
-        chunks = events(server, path, {**body, "stream": True, "stream_options": options})
+        chunks = server.chunks(path, {**body, "stream_options": options})
         counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
         assert counts == sorted(counts)
         assert counts[0] == 1 < counts[-1]

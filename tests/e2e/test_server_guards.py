@@ -1,9 +1,7 @@
 """Guards over HTTP: endless repetition, too many calls, images of long ago."""
 
-import json
 import logging
 
-import httpx
 import pytest
 from fake_server import MODEL, FakeServer, scripted
 
@@ -58,11 +56,8 @@ def said(path, choice):
 
 def streamed(server, path, text, **fields):
     """(text, finish reasons, usage, number of logprobs) of a stream's only choice."""
-    body = body_of(path, text, stream=True, stream_options={"include_usage": True}, **fields)
-    with httpx.stream("POST", server.url + path, json=body, timeout=30) as response:
-        lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
-    assert lines.pop() == "[DONE]"
-    *chunks, last = map(json.loads, lines)
+    body = body_of(path, text, stream_options={"include_usage": True}, **fields)
+    *chunks, last = server.chunks(path, body)
     choices = [chunk["choices"][0] for chunk in chunks]
     pieces = [c.get("text") or c.get("delta", {}).get("content") or "" for c in choices]
     logprobs = [choice["logprobs"] or {} for choice in choices]

@@ -4,12 +4,11 @@ import asyncio
 import os
 import signal
 import time
-from contextlib import contextmanager
 
 import httpx
 import openai
 import pytest
-from fake_server import MODEL, FakeServer
+from fake_server import MODEL, FakeServer, until
 
 from mimo_engine.config.engine import SchedulerConfig
 from mimo_engine.engine.client import RestartPolicy
@@ -25,25 +24,8 @@ def server(tmp_path_factory):
         yield server
 
 
-def until(condition, timeout_s=30):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def pages_in_use(server):
     return server.metric('mimo_engine_kv_pages_used{group="full"}')
-
-
-@contextmanager
-def begun_stream(server, body):
-    """A stream that has sent something; it ends when the block does."""
-    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=30) as response:
-        lines = response.iter_lines()
-        next(lines)
-        yield
-        lines.close()
 
 
 async def streamed_text(client, prompt, **kwargs):
@@ -93,7 +75,7 @@ def test_a_client_that_leaves_before_its_plain_answer_aborts_it(server):
 
 def test_a_client_that_leaves_while_it_waits_in_the_queue_aborts_its_request(server):
     body = {"prompt": "a b c", "max_tokens": 4000, "n": 32, "stream": True, **ENDLESS}
-    with begun_stream(server, body):
+    with server.begun_stream("/v1/completions", body):
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{server.url}/v1/completions", json={**body, "n": 1}, timeout=0.3)
         until(lambda: server.metric("mimo_engine_requests_waiting") == 0)
@@ -102,7 +84,7 @@ def test_a_client_that_leaves_while_it_waits_in_the_queue_aborts_its_request(ser
 
 def test_a_full_queue_is_a_503(server):
     body = {"prompt": "a b c", "max_tokens": 4000, "n": 128, **ENDLESS}
-    with begun_stream(server, {**body, "stream": True}):
+    with server.begun_stream("/v1/completions", body):
         response = server.post("/v1/completions", body)
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "queue_full"

@@ -3,12 +3,10 @@
 import json
 import os
 import signal
-import time
-from contextlib import contextmanager
 
 import httpx
 import pytest
-from fake_server import MODEL, FakeServer, scripted
+from fake_server import MODEL, FakeServer, scripted, until
 from test_server_tools import PARIS, PARIS_ARGUMENTS, ROME
 
 from mimo_engine.config.engine import SchedulerConfig
@@ -446,27 +444,16 @@ def test_other_http_errors_have_the_same_shape(server, method, path, content, st
     assert response.json()["request_id"] == response.headers["request-id"]
 
 
-@contextmanager
-def begun_stream(server, path, body):
-    """The lines of a stream, once it has begun; it is left when the block ends."""
-    body = {**body, "stream": True}
-    with httpx.stream("POST", f"{server.url}{path}", json=body, timeout=30) as response:
-        lines = response.iter_lines()
-        next(lines)
-        yield lines
-        lines.close()
-
-
 def test_a_full_queue_is_an_overload_and_a_dead_engine_an_event(tmp_path):
     limits = SchedulerConfig(max_num_seqs=1, max_queue_len=1)
     with FakeServer(tmp_path, scheduler=limits, step_s=0.01) as server:
         endless = {"prompt": "a b c", "n": 2, "max_tokens": 3000, "ignore_eos": True}
-        with begun_stream(server, "/v1/completions", endless):
+        with server.begun_stream("/v1/completions", endless):
             response = server.post("/v1/messages", asking("x"))
         assert response.status_code == 529
         assert response.json()["error"]["type"] == "overloaded_error"
         until(lambda: server.metric("mimo_engine_preemptions_total") == 2)
-        with begun_stream(server, "/v1/messages", asking("word " * 200)) as lines:
+        with server.begun_stream("/v1/messages", asking("word " * 200)) as lines:
             os.kill(server.engine.engine_pid, signal.SIGKILL)
             name, data = [line for line in lines if line][-2:]
         assert name == "event: error"
@@ -475,15 +462,8 @@ def test_a_full_queue_is_an_overload_and_a_dead_engine_an_event(tmp_path):
         assert error["request_id"].startswith("req_")
 
 
-def until(condition, timeout_s=30):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_a_client_that_leaves_its_stream_ends_the_work(server):
     aborts = server.metric("mimo_engine_preemptions_total")
-    with begun_stream(server, "/v1/messages", asking("word " * 400, max_tokens=1000)):
+    with server.begun_stream("/v1/messages", asking("word " * 400, max_tokens=1000)):
         pass
     until(lambda: server.metric("mimo_engine_preemptions_total") == aborts + 1)

@@ -1,8 +1,5 @@
 """Reasoning over HTTP: separated, counted and switched, on an engine that follows a script."""
 
-import json
-
-import httpx
 import pytest
 from fake_server import FakeServer, scripted
 
@@ -35,12 +32,8 @@ def message(server, text, **fields):
 def deltas(server, text, **fields):
     """The deltas of a stream, without the first and the last; the usage of the stream."""
     messages = [{"role": "user", "content": "Why?" + scripted(text)}]
-    body = {"messages": messages, "stream": True, "stream_options": {"include_usage": True}}
-    url = f"{server.url}/v1/chat/completions"
-    with httpx.stream("POST", url, json={**body, **fields}, timeout=30) as response:
-        lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
-    assert lines.pop() == "[DONE]"
-    chunks = [json.loads(line) for line in lines]
+    body = {"messages": messages, "stream_options": {"include_usage": True}, **fields}
+    chunks = server.chunks("/v1/chat/completions", body)
     usage = chunks.pop()["usage"]
     found = [chunk["choices"][0]["delta"] for chunk in chunks]
     assert found[0] == {"role": "assistant", "content": "", "reasoning_content": None}
@@ -126,10 +119,9 @@ def test_logprobs_cover_reasoning_and_come_once(server):
     ids = server.tokenizer.encode(THOUGHT)
     messages = [{"role": "user", "content": scripted(THOUGHT)}]
     for step in range(1, 5):
-        body = {"messages": messages, "stream": True, "logprobs": True, "seed": step}
-        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body) as response:
-            lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
-        choices = [json.loads(line)["choices"][0] for line in lines[:-1]]
+        body = {"messages": messages, "logprobs": True, "seed": step}
+        chunks = server.chunks("/v1/chat/completions", body)
+        choices = [chunk["choices"][0] for chunk in chunks]
         streamed = [
             e for choice in choices for e in (choice["logprobs"] or {"content": []})["content"]
         ]
