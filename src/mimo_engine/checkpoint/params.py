@@ -105,12 +105,12 @@ def _decoder_layer(
     config: ModelConfig, layer: LayerSpec, plan: ParallelPlan
 ) -> dict[str, ParamSpec]:
     norm = _single((config.hidden_size,), Storage.PLAIN)
-    mlp = _moe(config, layer, plan) if layer.mlp is MlpKind.MOE else _dense(config, layer, plan)
+    mlp = _moe if layer.mlp is MlpKind.MOE else _gated_mlp
     return {
         "input_layernorm.weight": norm,
         **_prefixed("self_attn.", attention_specs(layer, config.hidden_size, plan)),
         "post_attention_layernorm.weight": norm,
-        **_prefixed("mlp.", mlp),
+        **_prefixed("mlp.", mlp(config, layer, plan)),
     }
 
 
@@ -124,7 +124,7 @@ def _mtp_layer(config: ModelConfig, plan: ParallelPlan) -> dict[str, ParamSpec]:
         "input_layernorm.weight": norm,
         **_prefixed("self_attn.", attention_specs(config.mtp_layer, hidden, plan)),
         "pre_mlp_layernorm.weight": norm,
-        **_prefixed("mlp.", _dense(config, config.mtp_layer, plan)),
+        **_prefixed("mlp.", _gated_mlp(config, config.mtp_layer, plan)),
         "final_layernorm.weight": norm,
     }
 
@@ -152,14 +152,10 @@ def attention_specs(layer: LayerSpec, hidden: int, plan: ParallelPlan) -> dict[s
     return specs
 
 
-def _dense(config: ModelConfig, layer: LayerSpec, plan: ParallelPlan) -> dict[str, ParamSpec]:
-    return _gated_mlp(config.hidden_size, layer.intermediate_size, plan, num_experts=None)
-
-
 def _moe(config: ModelConfig, layer: LayerSpec, plan: ParallelPlan) -> dict[str, ParamSpec]:
     assert config.router is not None
     num_experts = config.router.num_experts
-    experts = _gated_mlp(config.hidden_size, layer.intermediate_size, plan, num_experts=num_experts)
+    experts = _gated_mlp(config, layer, plan, num_experts=num_experts)
     return {
         "gate.weight": _single((num_experts, config.hidden_size), Storage.FLOAT32),
         "gate.e_score_correction_bias": _single((num_experts,), Storage.FLOAT32_ONLY),
@@ -168,8 +164,9 @@ def _moe(config: ModelConfig, layer: LayerSpec, plan: ParallelPlan) -> dict[str,
 
 
 def _gated_mlp(
-    hidden: int, width: int, plan: ParallelPlan, *, num_experts: int | None
+    config: ModelConfig, layer: LayerSpec, plan: ParallelPlan, *, num_experts: int | None = None
 ) -> dict[str, ParamSpec]:
+    hidden, width = config.hidden_size, layer.intermediate_size
     columns = plan.mlp_columns(width)
     rows = cut_blocks(0, columns, plan.tp_rank)
     return {

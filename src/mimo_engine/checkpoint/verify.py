@@ -42,7 +42,7 @@ from mimo_engine.checkpoint.remedies import (
     shape_remedy,
     unknown_remedy,
 )
-from mimo_engine.checkpoint.verify_towers import TowerSource, verify_towers
+from mimo_engine.checkpoint.verify_towers import PLAIN_DTYPES, TowerSource, verify_towers
 from mimo_engine.config.media import MediaConfig
 from mimo_engine.config.model import ModelConfig
 from mimo_engine.distributed.plan import ParallelPlan
@@ -52,11 +52,10 @@ from mimo_engine.kernels.quant import FP8_BLOCK, MXFP4_GROUP, RowGrid
 __all__ = ["LoadPlan", "Source", "count_mtp_layers", "verify_headers"]
 
 _QKV = ".self_attn.qkv_proj.weight"
-_FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 _DTYPE_FORMATS = {
     torch.float8_e4m3fn: StoredFormat.FP8,
     torch.uint8: StoredFormat.MXFP4,
-    **dict.fromkeys(_FLOATS, StoredFormat.PLAIN),
+    **dict.fromkeys(PLAIN_DTYPES, StoredFormat.PLAIN),
 }
 
 

@@ -34,6 +34,7 @@ from mimo_engine.config.media import MediaConfig
 from mimo_engine.errors import CheckpointError
 
 __all__ = [
+    "PLAIN_DTYPES",
     "TowerPlan",
     "TowerSource",
     "open_audio_tokenizer",
@@ -41,7 +42,8 @@ __all__ = [
     "verify_towers",
 ]
 
-_FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+PLAIN_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+"""In which a tensor that is not quantised may be stored."""
 _DESCRIBED_IN = {
     Tower.VISION: "config.json's vision_config",
     Tower.AUDIO_ENCODER: "config.json's audio_config",
@@ -127,7 +129,7 @@ def _matched(
                 "--text-only"
             )
         else:
-            allowed = codebook_dtypes if param.is_codebook else _FLOATS
+            allowed = codebook_dtypes if param.is_codebook else PLAIN_DTYPES
             problem = _shape_problem(info, param) or _dtype_problem(info, param, allowed)
         if problem:
             result.problems.append(f"tensor {_where(name, param.tower)} is {problem}")
@@ -152,7 +154,7 @@ def _shape_problem(info: TensorInfo, param: TowerParam) -> str:
 def _dtype_problem(info: TensorInfo, param: TowerParam, allowed: tuple[torch.dtype, ...]) -> str:
     if info.dtype in allowed:
         return ""
-    if param.is_codebook and info.dtype in _FLOATS:
+    if param.is_codebook and info.dtype in PLAIN_DTYPES:
         remedy = "restore the official tensor"
         if info.dtype is torch.bfloat16:
             remedy += ", or pass --audio-bf16-tables on"
