@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from mimo_engine.errors import RequestError
+from mimo_engine.server.responses.conversation import Item, kind_of
 from mimo_engine.server.responses.open_items import new_id
 from mimo_engine.server.responses.store import KeptResponse, ResponseStore
-from mimo_engine.server.responses.transcript import Item, kind_of
 
 __all__ = ["input_items", "items_before", "listed"]
 

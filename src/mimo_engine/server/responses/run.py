@@ -19,6 +19,7 @@ from starlette.types import Receive
 from mimo_engine.errors import MimoError, RequestError
 from mimo_engine.server.errors import CodedError, openai_error
 from mimo_engine.server.generation import ServerContext
+from mimo_engine.server.responses.conversation import Conversation, Item
 from mimo_engine.server.responses.input_items import input_items
 from mimo_engine.server.responses.objects import (
     ErrorEvent,
@@ -37,7 +38,6 @@ from mimo_engine.server.responses.open_items import new_id
 from mimo_engine.server.responses.output import Output
 from mimo_engine.server.responses.schemas import ResponsesRequest
 from mimo_engine.server.responses.store import KeptResponse, ResponseStore
-from mimo_engine.server.responses.transcript import Item, Transcript
 from mimo_engine.server.responses.translation import as_chat_request, in_terms_of_responses
 from mimo_engine.server.turn import Turn, TurnUpdate
 from mimo_engine.utils.logging import describe_failure
@@ -60,32 +60,32 @@ class ResponseRun:
         terms of this API."""
         previous = _previous(body, store)
         items = input_items(body.input, store)
-        transcript = Transcript(body.instructions)
-        _fill(transcript, previous, items)
+        conversation = Conversation(body.instructions)
+        _fill(conversation, previous, items)
         keeps = _keeps(body, store)
         response = _opening(body, context, keeps=keeps)
         # What is sent back and kept must be JSON again: better said now than after the answer.
         for name in response.__struct_fields__:
             _as_json(getattr(response, name), name)
         input_json = _as_json(items, "input") if keeps else b""
-        chat = as_chat_request(body, transcript)
-        with in_terms_of_responses(transcript):
+        chat = as_chat_request(body, conversation)
+        with in_terms_of_responses(conversation):
             turn = await Turn.start(chat, context, receive)
-        return cls(body, store, turn, transcript, response, previous, input_json)
+        return cls(body, store, turn, conversation, response, previous, input_json)
 
     def __init__(
         self,
         body: ResponsesRequest,
         store: ResponseStore,
         turn: Turn,
-        transcript: Transcript,
+        conversation: Conversation,
         response: Response,
         previous: KeptResponse | None,
         input_json: bytes,
     ) -> None:
         self._store = store
         self._turn = turn
-        self._transcript = transcript
+        self._conversation = conversation
         self._response = response
         """As it was when it began."""
         self._previous = previous
@@ -133,7 +133,7 @@ class ResponseRun:
                 yield event
 
     async def _updates(self) -> AsyncGenerator[TurnUpdate]:
-        with in_terms_of_responses(self._transcript):
+        with in_terms_of_responses(self._conversation):
             async with aclosing(self._turn.updates()) as updates:
                 async for update in updates:
                     yield update
@@ -267,14 +267,14 @@ def _keeps(body: ResponsesRequest, store: ResponseStore) -> bool:
     return store.is_on and body.store is not False
 
 
-def _fill(transcript: Transcript, previous: KeptResponse | None, items: list[Item]) -> None:
+def _fill(conversation: Conversation, previous: KeptResponse | None, items: list[Item]) -> None:
     """RequestError: an item that cannot be read, or that is there already."""
     seen: set[str] = set()
     for kept in previous.line() if previous is not None else ():
         place = f"previous_response_id ({kept.id})"
         before, made = kept.input_items(), kept.output_items()
-        transcript.add(before, f"{place}.input")
-        transcript.add(made, f"{place}.output")
+        conversation.add(before, f"{place}.input")
+        conversation.add(made, f"{place}.output")
         seen.update(item["id"] for item in (*before, *made))
     for i, item in enumerate(items):
         if item["id"] in seen:
@@ -284,4 +284,4 @@ def _fill(transcript: Transcript, previous: KeptResponse | None, items: list[Ite
                 param=f"input[{i}]",
             )
         seen.add(item["id"])
-    transcript.add(items, "input")
+    conversation.add(items, "input")

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from mimo_engine.server.responses.transcript import Item
+from mimo_engine.server.responses.conversation import Item
 
 __all__ = ["KeptResponse", "ResponseStore"]
 

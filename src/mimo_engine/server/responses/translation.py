@@ -14,8 +14,8 @@ from typing import Any
 from mimo_engine.errors import ContextLengthError, RequestError
 from mimo_engine.server.chat_schemas import ChatRequest, chat_request
 from mimo_engine.server.errors import CodedError
+from mimo_engine.server.responses.conversation import Conversation
 from mimo_engine.server.responses.schemas import ResponsesRequest
-from mimo_engine.server.responses.transcript import Transcript
 from mimo_engine.server.schemas import SharedFields
 
 __all__ = ["as_chat_request", "in_terms_of_responses"]
@@ -43,24 +43,24 @@ _WORDS = re.compile(
 )
 
 
-def as_chat_request(body: ResponsesRequest, transcript: Transcript) -> ChatRequest:
+def as_chat_request(body: ResponsesRequest, conversation: Conversation) -> ChatRequest:
     """RequestError, in the terms of `body`: what this server cannot do."""
     tools = _tools(body.tools or [])
     fields = {
         **{name: getattr(body, name) for name in _SAME},
-        "messages": transcript.messages,
+        "messages": conversation.messages,
         "tools": tools or None,
         "tool_choice": _choice(body.tool_choice),
         "response_format": _format(body.text and body.text.format),
         "reasoning_effort": body.reasoning and body.reasoning.effort,
         "max_tokens": body.max_output_tokens,
     }
-    with in_terms_of_responses(transcript):
+    with in_terms_of_responses(conversation):
         return chat_request(fields)
 
 
 @contextmanager
-def in_terms_of_responses(transcript: Transcript) -> Iterator[None]:
+def in_terms_of_responses(conversation: Conversation) -> Iterator[None]:
     """RequestErrors about the chat request are about the fields and items that the client sent."""
     try:
         yield
@@ -68,15 +68,15 @@ def in_terms_of_responses(transcript: Transcript) -> Iterator[None]:
         raise
     except RequestError as error:
         kind = ContextLengthError if isinstance(error, ContextLengthError) else RequestError
-        param = error.param and _NAMES.get(error.param, _spelled(error.param, transcript))
-        raise kind(_spelled(str(error), transcript), param=param) from error
+        param = error.param and _NAMES.get(error.param, _spelled(error.param, conversation))
+        raise kind(_spelled(str(error), conversation), param=param) from error
 
 
-def _spelled(text: str, transcript: Transcript) -> str:
+def _spelled(text: str, conversation: Conversation) -> str:
     def word(match: re.Match[str]) -> str:
         return match["tool"] or (match["format"] and "text.format") or _NAMES[match["name"]]
 
-    return _WORDS.sub(word, transcript.spelled(text))
+    return _WORDS.sub(word, conversation.spelled(text))
 
 
 def _tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

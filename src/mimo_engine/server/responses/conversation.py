@@ -3,7 +3,7 @@
 A turn of the assistant is several items: its thought, its text, its calls. They are one message of
 chat again, so that the model reads what it would read there, byte for byte. What must hold: nothing
 in an item is skipped in silence, and of every message it is known which items made it, so that an
-error about a message can name the item (`Transcript.spelled`).
+error about a message can name the item (`Conversation.spelled`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mimo_engine.errors import RequestError
 from mimo_engine.server.responses.objects import SEALED
 from mimo_engine.server.sealed_thoughts import unsealed
 
-__all__ = ["Item", "Transcript", "kind_of"]
+__all__ = ["Conversation", "Item", "kind_of"]
 
 Item = Mapping[str, Any]
 
@@ -39,7 +39,7 @@ class _Origin:
     calls: list[str] = field(default_factory=list)
 
 
-class Transcript:
+class Conversation:
     """The messages of a conversation while its items are added, oldest first."""
 
     def __init__(self, instructions: str | None) -> None:
