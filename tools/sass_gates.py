@@ -58,6 +58,8 @@ _SPILLS = {
     # Two sums of 128 x 128 leave no room for what the stores need: it is kept in memory meanwhile.
     # Of the loop's 260 instructions three do so.
     "moe.many.up_many": _Spills(48, 3),
+    # Addresses of the stores, not touched in loops.
+    "moe.paired.paired": _Spills(16, 0),
 }
 
 
@@ -76,7 +78,10 @@ _PRODUCTS: Mapping[str, Callable[[Constants], set[str]]] = {
     "moe.triton._down_few": _of_operands,
     "moe.many.up_many": _of_operands,
     # Half a tile of 64 rows is too short for a warp group.
-    "moe.many.down_many": lambda constants: _of_operands(constants) | {"HMMA"},
+    "moe.many.down_many": lambda constants: (
+        _of_operands(constants) | ({"HMMA"} if constants["ROWS"] < 128 else set())
+    ),
+    "moe.paired.paired": lambda _: {"QGMMA"},
     "moe.mxfp4._few": _of_operands,
     "moe.mxfp4._many": _of_operands,
     "moe.router._logits_of_some": lambda constants: _of_rows(constants["ROWS"]),

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
 
 from mimo_engine.kernels.linear.cases import random_fp8
 from mimo_engine.kernels.moe import mxfp4, mxfp4_reference, reference, router, triton
+from mimo_engine.kernels.moe.many_tokens import (
+    DOWN_TILINGS,
+    SERVED,
+    UP_TILINGS,
+    ManyPlan,
+    Pieces,
+    Tiling,
+    experts_many,
+)
 from mimo_engine.kernels.op import Arguments, Case, Op, Work
 from mimo_engine.kernels.quant import Fp8BlockWeight, Mxfp4Weight
 from mimo_engine.kernels.quant.mxfp4_layout import Activations, PackedMxfp4, pack_mxfp4
 
-__all__ = ["OPS"]
+__all__ = ["OPS", "random_arguments"]
 
 
 def _random_mxfp4(
@@ -32,7 +42,7 @@ def _random_mxfp4(
     return pack_mxfp4(Mxfp4Weight(packed=packed, scales=scales), activations)[0]
 
 
-def _make(
+def random_arguments(
     num_tokens: int,
     shape: Sequence[int],
     top_k: int,
@@ -120,7 +130,7 @@ def _case(
     is_small = shape[0] < 32
     return Case(
         name=f"{'fp8' if is_fp8 else 'bf16'} {num_tokens} tokens, {shape[0]} experts",
-        make=partial(_make, num_tokens, shape, top_k, is_fp8, activations),
+        make=partial(random_arguments, num_tokens, shape, top_k, is_fp8, activations),
         work=None if is_small else _work,
         is_small=is_small,
     )
@@ -151,6 +161,50 @@ def _mxfp4_op(activations: Activations, tolerance: float) -> Op:
         ),
         tolerance=tolerance,
     )
+
+
+def _tiled_op(name: str, plan: ManyPlan, *, is_new: bool) -> Op:
+    """A way to cut many tokens that is not what is served; is_new: of tiles unlike others'."""
+
+    def experts(
+        x: torch.Tensor,
+        chosen: torch.Tensor,
+        weights: torch.Tensor,
+        gate_up: Fp8BlockWeight,
+        down: Fp8BlockWeight,
+    ) -> tuple[torch.Tensor]:
+        first, second = Pieces.of(gate_up), Pieces.of(down)
+        return _summed(experts_many(x, chosen, weights, first, second, plan))
+
+    # Tiles of 128: one with and one without more than 32 beyond, halves, short ones.
+    small = (_case(150, (2, 128, 128), 1, True), _case(180, (5, 256, 128), 2, True))
+    return Op(
+        name=f"experts, {name}",
+        reference=lambda **named: _summed(reference.experts(**named)),
+        triton=experts,
+        cases=(
+            *(small if is_new else ()),
+            *(_case(count, _REAL, 8, True) for count in (4096, 8192)),
+        ),
+        tolerance=1e-2,
+    )
+
+
+def _tiled_ops() -> Iterator[Op]:
+    seen: set[tuple[Tiling, Tiling]] = set()
+    for name in dict.fromkeys((*UP_TILINGS, *DOWN_TILINGS)):
+        plan = ManyPlan(
+            up=UP_TILINGS.get(name, SERVED.up), down=DOWN_TILINGS.get(name, SERVED.down)
+        )
+        if plan != SERVED:
+            tiles = (_tiles_alone(plan.up), _tiles_alone(plan.down))
+            yield _tiled_op(name, plan, is_new=tiles not in seen)
+            seen.add(tiles)
+
+
+def _tiles_alone(tiling: Tiling) -> Tiling:
+    """Without what is nothing to Triton's interpreter."""
+    return replace(tiling, num_warps=1, num_stages=1, max_registers=None)
 
 
 OPS = (
@@ -185,6 +239,7 @@ OPS = (
         # An activation on the border of two FP8 codes may fall to either side, twice.
         tolerance=1e-2,
     ),
+    *_tiled_ops(),
     _mxfp4_op("bf16", 5e-3),
     _mxfp4_op("fp8", 1e-2),
 )

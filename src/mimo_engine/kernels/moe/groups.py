@@ -13,7 +13,10 @@ import torch
 import triton
 import triton.language as tl
 
-__all__ = ["Tiles", "make_tiles", "smaller_tiles"]
+__all__ = ["Tiles", "make_tiles", "other_tiles"]
+
+_TILES_AT_ONCE = 16
+_MAX_SLOTS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,67 +60,73 @@ def _collect(
     tl.store(counts_ptr + expert, count)
 
 
-@triton.jit(do_not_specialize=["num_tiles", "num_rounds"])
+@triton.jit(do_not_specialize=["num_tiles"])
 def _lay_tiles(
     counts_ptr,
     expert_ptr,
     first_ptr,
     num_tiles,
-    num_rounds,
     NUM_EXPERTS: tl.constexpr,
     ROWS: tl.constexpr,
+    REST: tl.constexpr,
     BLOCK: tl.constexpr,
     TILES: tl.constexpr,
 ):
-    """One program: tile t belongs to the expert whose tiles begin last at or before t."""
+    """TILES of them: tile t belongs to the expert whose tiles begin last at or before t."""
     experts = tl.arange(0, BLOCK)
     counts = tl.load(counts_ptr + experts, mask=experts < NUM_EXPERTS, other=0)
-    tiles = (counts + ROWS - 1) // ROWS
+    tiles = (tl.maximum(counts - REST, tl.minimum(counts, 1)) + ROWS - 1) // ROWS
     ends = tl.cumsum(tiles, axis=0)
     starts = ends - tiles
-    for i in range(num_rounds):
-        number = i * TILES + tl.arange(0, TILES)
-        is_inside = (starts[None, :] <= number[:, None]) & (number[:, None] < ends[None, :])
-        expert = tl.max(tl.where(is_inside, experts[None, :], -1), axis=1)
-        start = tl.max(tl.where(is_inside, starts[None, :], 0), axis=1)
-        tl.store(expert_ptr + number, expert, mask=number < num_tiles)
-        tl.store(first_ptr + number, (number - start) * ROWS, mask=number < num_tiles)
+    number = tl.program_id(0) * TILES + tl.arange(0, TILES)
+    is_inside = (starts[None, :] <= number[:, None]) & (number[:, None] < ends[None, :])
+    expert = tl.max(tl.where(is_inside, experts[None, :], -1), axis=1)
+    start = tl.max(tl.where(is_inside, starts[None, :], 0), axis=1)
+    tl.store(expert_ptr + number, expert, mask=number < num_tiles)
+    tl.store(first_ptr + number, (number - start) * ROWS, mask=number < num_tiles)
 
 
-def make_tiles(chosen: torch.Tensor, num_experts: int, rows: int) -> Tiles:
-    """chosen [N, top_k] int32."""
+def make_tiles(chosen: torch.Tensor, num_experts: int, rows: int, rest: int = 0) -> Tiles:
+    """chosen [N, top_k] int32. An expert's last tile may have `rest` slots more than the others."""
     assert chosen.dtype is torch.int32
     assert chosen.is_contiguous()
     num_tokens, num_slots = chosen.shape[0], chosen.numel()
     counts = torch.empty(num_experts, dtype=torch.int32, device=chosen.device)
     slots = torch.empty(num_experts, num_tokens, dtype=torch.int32, device=chosen.device)
-    block = min(1024, max(32, triton.next_power_of_2(num_slots)))
-    _collect[(num_experts,)](chosen, slots, counts, num_slots, num_tokens, BLOCK=block, num_warps=4)
-    return _laid(counts, slots, num_slots, rows)
+    block = min(_MAX_SLOTS_AT_ONCE, max(32, triton.next_power_of_2(num_slots)))
+    _collect[(num_experts,)](
+        chosen,
+        slots,
+        counts,
+        num_slots,
+        num_tokens,
+        BLOCK=block,
+        num_warps=4 if block <= 1024 else 8,
+    )
+    return _laid(counts, slots, num_slots, rows, rest)
 
 
-def smaller_tiles(tiles: Tiles, num_slots: int, rows: int) -> Tiles:
+def other_tiles(tiles: Tiles, num_slots: int, rows: int, rest: int = 0) -> Tiles:
     """The same slots in tiles of another size."""
-    return _laid(tiles.counts, tiles.slots, num_slots, rows)
+    return _laid(tiles.counts, tiles.slots, num_slots, rows, rest)
 
 
-def _laid(counts: torch.Tensor, slots: torch.Tensor, num_slots: int, rows: int) -> Tiles:
+def _laid(counts: torch.Tensor, slots: torch.Tensor, num_slots: int, rows: int, rest: int) -> Tiles:
     num_experts = len(counts)
     # An expert has a last tile that is not full, if it has any.
     num_tiles = min(num_slots, num_experts + num_slots // rows)
     expert = torch.empty(num_tiles, dtype=torch.int32, device=counts.device)
     first = torch.empty(num_tiles, dtype=torch.int32, device=counts.device)
-    at_once = 16 if num_tiles <= 256 else 64
-    _lay_tiles[(1,)](
+    _lay_tiles[(triton.cdiv(num_tiles, _TILES_AT_ONCE),)](
         counts,
         expert,
         first,
         num_tiles,
-        triton.cdiv(num_tiles, at_once),
         NUM_EXPERTS=num_experts,
         ROWS=rows,
+        REST=rest,
         BLOCK=triton.next_power_of_2(num_experts),
-        TILES=at_once,
+        TILES=_TILES_AT_ONCE,
         num_warps=8,
     )
     return Tiles(expert=expert, first=first, counts=counts, slots=slots)

@@ -3,7 +3,7 @@
 A program has a tile of slots (groups.py) and a tile of one expert's rows. Up to a few tokens a slot
 is a tile of its own and nothing has to be grouped: what two tokens share is read from the cache.
 With few tokens the weights' rows are the long side of the product and activations are quantised
-where they are read; with many, FP8 activations are made once and the tokens are the long side.
+where they are read; many are many_tokens.py's.
 """
 
 # What is there in one form of a kernel alone is bound under its constant.
@@ -11,17 +11,14 @@ where they are read; with many, FP8 activations are made once and the tokens are
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 
 from mimo_engine.kernels.activation.triton import activated
-from mimo_engine.kernels.linear.triton import quantise_rows
-from mimo_engine.kernels.moe.groups import Tiles, make_tiles, smaller_tiles
-from mimo_engine.kernels.moe.many import down_many, up_many
-from mimo_engine.kernels.quant import FP8_BLOCK, Fp8BlockWeight, Weight
+from mimo_engine.kernels.moe.groups import Tiles, make_tiles
+from mimo_engine.kernels.moe.many_tokens import Pieces, experts_many
+from mimo_engine.kernels.quant import FP8_BLOCK, Weight
 from mimo_engine.kernels.quant.triton import quantised
 
 __all__ = ["experts", "tile_slots"]
@@ -30,8 +27,7 @@ _BLOCK = tl.constexpr(FP8_BLOCK)
 _MAX_UNGROUPED_TOKENS = 4
 _MAX_FEW_TOKENS = 256
 """About as many as give an expert eight tokens: beyond, tiles of 64 tokens are filled."""
-_FEW_ROWS, _MANY_ROWS, _DOWN_ROWS = 16, 128, 64
-_FEW_TILE, _DOWN_TILE = 64, 128
+_FEW_ROWS, _FEW_TILE = 16, 64
 
 
 @triton.jit
@@ -198,34 +194,6 @@ def _down_few(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Pieces:
-    """Of stacked weights [E, rows, columns]; scales of plain ones are not read."""
-
-    data: torch.Tensor
-    scales: torch.Tensor
-    scale_row: torch.Tensor
-    is_fp8: bool
-    rows_per_scale: int
-
-    @classmethod
-    def of(cls, weight: Weight) -> _Pieces:
-        if isinstance(weight, Fp8BlockWeight):
-            assert weight.data.is_contiguous()
-            return cls(weight.data, weight.scales, weight.scale_row, True, weight.rows_per_scale)
-        assert isinstance(weight, torch.Tensor)
-        assert weight.is_contiguous()
-        return cls(weight, weight, weight, False, 1)
-
-    @property
-    def num_scale_rows(self) -> int:
-        return self.scales.shape[1]
-
-    def is_uniform(self, tile: int, num_pieces: int) -> bool:
-        """Whether aligned tiles of so many rows of each of equal pieces have one scale row."""
-        return self.rows_per_scale >= tile and self.data.shape[1] // num_pieces % tile == 0
-
-
 def experts(
     x: torch.Tensor,
     chosen: torch.Tensor,
@@ -237,14 +205,14 @@ def experts(
     assert x.is_contiguous()
     assert weights.is_contiguous()
     assert weights.dtype is torch.float32
-    first, second = _Pieces.of(gate_up), _Pieces.of(down)
+    first, second = Pieces.of(gate_up), Pieces.of(down)
     if x.shape[0] <= _MAX_FEW_TOKENS:
         return _few(x, chosen, weights, first, second)
-    return _many_tokens(x, chosen, weights, first, second)
+    return experts_many(x, chosen, weights, first, second)
 
 
 def _few(
-    x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor, first: _Pieces, second: _Pieces
+    x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor, first: Pieces, second: Pieces
 ) -> torch.Tensor:
     num_tokens, size = x.shape
     num_experts, num_rows, _ = first.data.shape
@@ -264,40 +232,6 @@ def _few(
         h, second.data, second.scales, second.scale_row, weights, out, *places, num_tokens,
         second.num_scale_rows, SIZE=width, NUM_OUT=size, IS_FP8=second.is_fp8,
         IS_GROUPED=is_grouped, ROWS=_FEW_ROWS, TILE=_FEW_TILE, num_warps=4, num_stages=4,
-    )  # fmt: skip
-    return out
-
-
-def _many_tokens(
-    x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor, first: _Pieces, second: _Pieces
-) -> torch.Tensor:
-    num_tokens, size = x.shape
-    num_experts, num_rows, _ = first.data.shape
-    width, top_k = num_rows // 2, chosen.shape[1]
-    assert first.is_fp8 == second.is_fp8
-    tiles = make_tiles(chosen, num_experts, _MANY_ROWS)
-    places = (tiles.expert, tiles.first, tiles.counts, tiles.slots)
-    out = torch.empty(num_tokens, top_k, size, dtype=x.dtype, device=x.device)
-    h = h_scales = torch.empty(chosen.numel(), width, dtype=x.dtype, device=x.device)
-    values, scales = x, x
-    if first.is_fp8:
-        values, scales = quantise_rows(x)
-        h = torch.empty(chosen.numel(), width, dtype=values.dtype, device=x.device)
-        num_blocks = triton.cdiv(width, FP8_BLOCK)
-        h_scales = torch.empty(chosen.numel(), num_blocks, dtype=torch.float32, device=x.device)
-    up_many[(triton.cdiv(width, FP8_BLOCK), tiles.num_tiles)](
-        values, scales, first.data, first.scales, first.scale_row, h, h_scales, *places,
-        num_tokens, first.num_scale_rows, TOP_K=top_k, SIZE=size, WIDTH=width,
-        IS_FP8=first.is_fp8, IS_UNIFORM=first.is_uniform(FP8_BLOCK, 2), ROWS=_MANY_ROWS,
-        TILE=FP8_BLOCK, num_warps=8, num_stages=3,
-    )  # fmt: skip
-    tiles = smaller_tiles(tiles, chosen.numel(), _DOWN_ROWS)
-    places = (tiles.expert, tiles.first, tiles.counts, tiles.slots)
-    down_many[(triton.cdiv(size, _DOWN_TILE), tiles.num_tiles)](
-        h, h_scales, second.data, second.scales, second.scale_row, weights, out, *places,
-        num_tokens, second.num_scale_rows, SIZE=width, NUM_OUT=size, IS_FP8=second.is_fp8,
-        IS_UNIFORM=second.is_uniform(_DOWN_TILE, 1), ROWS=_DOWN_ROWS, TILE=_DOWN_TILE,
-        num_warps=8, num_stages=4,
     )  # fmt: skip
     return out
 
