@@ -94,6 +94,26 @@ _LARGE = tuple(
 )
 _WIDE = (_case(1, 152576, 4096, None), _case(32, 152576, 4096, None), _case(1, 32768, 4096, 32768))
 
+
+def _tiled_op(name: str) -> Op:
+    """A way to cut many rows that is not what is served; Triton's interpreter knows no warps."""
+
+    def multiply(x: torch.Tensor, weight: Fp8BlockWeight) -> tuple[torch.Tensor]:
+        codes, scales = triton.quantise_rows(x)
+        return (triton.multiply_many(codes, scales, weight, x.dtype, triton.MANY_TILINGS[name]),)
+
+    return Op(
+        name=f"linear, {name}",
+        reference=lambda **named: (reference.linear(**named),),
+        triton=multiply,
+        cases=(
+            *((_case(70, 392, 192, 392), _case(130, 260, 256, 130)) if name == "pair" else ()),
+            _case(4096, 14848, 4096, 3712),
+        ),
+        tolerance=5e-3,
+    )
+
+
 OPS = (
     Op(
         name="linear",
@@ -110,4 +130,5 @@ OPS = (
         cases=(_case(3, 192, 2048, 192), _case(2, 72, 4000, None), *_LARGE),
         tolerance=5e-3,
     ),
+    *(_tiled_op(name) for name in triton.MANY_TILINGS if name != "one"),
 )

@@ -5,13 +5,17 @@ tokens fill an MMA. K is split until there are programs enough to keep the memor
 splits are the parts that the next operator adds up. Activations are quantised where they are read.
 
 Many rows (prefill): FP8 activations are made once, then tiles of 128 x 128. Plain weights are
-left to torch, whose library has nothing to learn from us.
+left to torch, whose library has nothing to learn from us. `MANY_TILINGS` has candidates beside what
+is served, for `bench/tune_experts.py`.
 """
 
 # What is there in one form of a kernel alone is bound under its constant.
 # pyright: reportPossiblyUnboundVariable=false
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -21,7 +25,15 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from mimo_engine.kernels.quant import FP8_BLOCK, Fp8BlockWeight, Weight
 from mimo_engine.kernels.quant.triton import quantised
 
-__all__ = ["MAX_FEW_ROWS", "linear", "linear_parts", "quantise_rows"]
+__all__ = [
+    "MANY_TILINGS",
+    "MAX_FEW_ROWS",
+    "ManyTiling",
+    "linear",
+    "linear_parts",
+    "multiply_many",
+    "quantise_rows",
+]
 
 MAX_FEW_ROWS = 64
 """From here on the weights are read once for every 128 rows."""
@@ -36,6 +48,25 @@ eight."""
 _WANTED_PROGRAMS = 512
 _MIN_STEPS = 4
 """Blocks of 128 columns in a split: fewer would not fill the pipeline."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ManyTiling:
+    """How a product with many rows is cut: tiles of 128 rows."""
+
+    num_parts: int = 1
+    """Tiles of 128 weight rows of a program: two read a quarter less for each product."""
+    num_warps: int = 8
+    num_stages: int = 4
+
+
+MANY_TILINGS: Mapping[str, ManyTiling] = {
+    "one": ManyTiling(),
+    "one, 6 stages": ManyTiling(num_stages=6),
+    "pair": ManyTiling(num_parts=2),
+    "pair, 16 warps": ManyTiling(num_parts=2, num_warps=16),
+}
+_SERVED = MANY_TILINGS["one"]
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -105,57 +136,64 @@ def _quantise_rows(x_ptr, code_ptr, scale_ptr, num_rows, SIZE: tl.constexpr, ROW
     tl.store(scale_ptr + rows * NUM_BLOCKS + block, scales, mask=has_row)
 
 
+@triton.jit
+def _scaled(product, x_scale, w_scales, IS_UNIFORM: tl.constexpr):
+    """w_scales: a pointer to the tile's one scale, or one for each of its columns."""
+    w_scale = tl.load(w_scales)
+    if IS_UNIFORM:
+        scale = (x_scale * w_scale)[:, None]
+    else:
+        scale = x_scale[:, None] * w_scale[None, :]
+    return product * scale
+
+
 @triton.jit(do_not_specialize=["num_rows"])
 def _many_rows(
-    codes,
-    x_scale_ptr,
-    weights,
-    scale_ptr,
-    scale_row_ptr,
-    out_ptr,
-    num_rows,
-    SIZE: tl.constexpr,
-    NUM_OUT: tl.constexpr,
-    IS_UNIFORM: tl.constexpr,
-    ROWS: tl.constexpr,
-    TILE: tl.constexpr,
-    GROUP: tl.constexpr,
-):
-    """FP8 rows by FP8 weights, a tile of ROWS x TILE outputs; GROUP row tiles go together, so that
-    the weights are found in the cache. IS_UNIFORM: a tile's weight rows share their scales.
+    codes, x_scale_ptr, weights, scale_ptr, scale_row_ptr, out_ptr, num_rows, SIZE: tl.constexpr,
+    NUM_OUT: tl.constexpr, IS_UNIFORM: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
+    PARTS: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """FP8 rows by FP8 weights, PARTS (1 or 2) tiles of ROWS x TILE outputs; GROUP row tiles go
+    together, so that the weights are found in the cache. IS_UNIFORM: a tile's weight rows share
+    their scales.
 
     codes and weights are tensor descriptors: tiles come by the copy engine where there is one, and
     what is beyond an edge comes as 0.
     """
     NUM_BLOCKS: tl.constexpr = (SIZE + _BLOCK - 1) // _BLOCK
-    NUM_TILES: tl.constexpr = (NUM_OUT + TILE - 1) // TILE
+    NUM_TILES: tl.constexpr = (NUM_OUT + PARTS * TILE - 1) // (PARTS * TILE)
     program = tl.program_id(0)
     num_row_tiles = tl.cdiv(num_rows, ROWS)
     first = program // (GROUP * NUM_TILES) * GROUP
     group = tl.minimum(num_row_tiles - first, GROUP)
     within = program % (GROUP * NUM_TILES)
-    first_row, first_out = (first + within % group) * ROWS, within // group * TILE
+    first_row, first_out = (first + within % group) * ROWS, within // group * (PARTS * TILE)
     rows = first_row + tl.arange(0, ROWS)
-    out_rows = first_out + tl.arange(0, TILE)
-    has_row, has_out = rows < num_rows, out_rows < NUM_OUT
     x_scales = x_scale_ptr + tl.minimum(rows, num_rows - 1).to(tl.int64) * NUM_BLOCKS
-    scale_rows = first_out if IS_UNIFORM else tl.minimum(out_rows, NUM_OUT - 1)
-    w_scales = scale_ptr + tl.load(scale_row_ptr + scale_rows) * NUM_BLOCKS
+    out_rows = first_out if IS_UNIFORM else first_out + tl.arange(0, TILE)
+    scale_rows = tl.load(scale_row_ptr + tl.minimum(out_rows, NUM_OUT - 1))
+    w_scales = scale_ptr + scale_rows * NUM_BLOCKS
     total = tl.zeros((ROWS, TILE), tl.float32)
+    if PARTS == 2:
+        scale_rows = tl.load(scale_row_ptr + tl.minimum(out_rows + TILE, NUM_OUT - 1))
+        other_scales = scale_ptr + scale_rows * NUM_BLOCKS
+        other = tl.zeros((ROWS, TILE), tl.float32)
     for block in range(NUM_BLOCKS):
         x = codes.load([first_row, block * _BLOCK])
         w = weights.load([first_out, block * _BLOCK])
-        if IS_UNIFORM:
-            scale = (tl.load(x_scales + block) * tl.load(w_scales + block))[:, None]
-        else:
-            scale = tl.load(x_scales + block)[:, None] * tl.load(w_scales + block)[None, :]
-        total += tl.dot(x, tl.trans(w)) * scale
-    places = rows.to(tl.int64)[:, None] * NUM_OUT + out_rows[None, :]
-    tl.store(
-        out_ptr + places,
-        total.to(out_ptr.dtype.element_ty),
-        mask=has_row[:, None] & has_out[None, :],
-    )
+        x_scale = tl.load(x_scales + block)
+        total += _scaled(tl.dot(x, tl.trans(w)), x_scale, w_scales + block, IS_UNIFORM)
+        if PARTS == 2:
+            w = weights.load([first_out + TILE, block * _BLOCK])
+            other += _scaled(tl.dot(x, tl.trans(w)), x_scale, other_scales + block, IS_UNIFORM)
+    columns = first_out + tl.arange(0, TILE)
+    outputs = out_ptr + rows.to(tl.int64)[:, None] * NUM_OUT + columns[None, :]
+    has_row = (rows < num_rows)[:, None]
+    dtype = out_ptr.dtype.element_ty
+    tl.store(outputs, total.to(dtype), mask=has_row & (columns < NUM_OUT)[None, :])
+    if PARTS == 2:
+        has_column = (columns < NUM_OUT - TILE)[None, :]
+        tl.store(outputs + TILE, other.to(dtype), mask=has_row & has_column)
 
 
 def quantise_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -241,12 +279,22 @@ def _pieces(weight: Weight) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def _many_fp8(x: torch.Tensor, weight: Weight) -> torch.Tensor:
     assert isinstance(weight, Fp8BlockWeight), "MXFP4 is for experts"
-    num_rows, size = x.shape
+    return multiply_many(*quantise_rows(x), weight, x.dtype, _SERVED)
+
+
+def multiply_many(
+    codes: torch.Tensor,
+    x_scales: torch.Tensor,
+    weight: Fp8BlockWeight,
+    dtype: torch.dtype,
+    tiling: ManyTiling,
+) -> torch.Tensor:
+    """[N, rows of weight] in dtype; codes and x_scales as `quantise_rows` makes them."""
+    num_rows, size = codes.shape
     num_out = weight.shape[0]
-    codes, x_scales = quantise_rows(x)
-    out = torch.empty(num_rows, num_out, dtype=x.dtype, device=x.device)
+    out = torch.empty(num_rows, num_out, dtype=dtype, device=codes.device)
     rows = tile = 128
-    grid = (triton.cdiv(num_rows, rows) * triton.cdiv(num_out, tile),)
+    grid = (triton.cdiv(num_rows, rows) * triton.cdiv(num_out, tiling.num_parts * tile),)
     _many_rows[grid](
         TensorDescriptor.from_tensor(codes, [rows, FP8_BLOCK]),
         x_scales,
@@ -260,8 +308,9 @@ def _many_fp8(x: torch.Tensor, weight: Weight) -> torch.Tensor:
         IS_UNIFORM=weight.rows_per_scale >= tile,
         ROWS=rows,
         TILE=tile,
+        PARTS=tiling.num_parts,
         GROUP=16,
-        num_warps=8,
-        num_stages=4,
+        num_warps=tiling.num_warps,
+        num_stages=tiling.num_stages,
     )
     return out
