@@ -108,7 +108,7 @@ $(BROWSER_STAMP): $(STAMP)
 	@touch $@
 
 test-browser: browser
-	$(BIN)/python -m pytest -q tests/browser --screenshot $(SCREENSHOT) $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 tests/browser --screenshot $(SCREENSHOT) $(ARGS)
 
 # An environment of its own: the tests' Triton is another, and nothing else of ours is needed.
 $(SASS_STAMP): Makefile

@@ -95,15 +95,15 @@ def test_logits_equal_the_reference_at_every_position_past_the_window(reference)
 
 def test_greedy_text_equals_the_reference_alone_in_a_batch_and_with_a_prefix_hit(reference):
     prompts = random_prompts([300, 17, 345, 128, 129, 65, 400, 5], seed=2)
-    alone = [load(reference.path, prefix_caching=False).generate(p, GREEDY)[0] for p in prompts[:3]]
+    alone = [load(reference.path, prefix_caching=False).generate(p, GREEDY)[0] for p in prompts[:2]]
     llm = load(reference.path)
     batched = llm.generate(prompts, GREEDY)
     again = llm.generate(prompts, GREEDY)
     assert any(output.num_cached_tokens > 128 for output in again)
-    verdicts = [
-        greedy_agrees(reference.model, output.prompt_token_ids, output.token_ids)
-        for output in [*alone, *batched, *again]
-    ]
+    outputs = [*alone, *batched, *again]
+    # The reference is slow, and most of these are the same.
+    texts = {(tuple(o.prompt_token_ids), tuple(o.token_ids)) for o in outputs}
+    verdicts = [greedy_agrees(reference.model, list(p), list(t)) for p, t in texts]
     assert set(verdicts) <= {"same", "tie"}
     assert verdicts.count("tie") <= 0.001 * len(verdicts)
 

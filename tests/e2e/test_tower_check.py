@@ -28,7 +28,7 @@ def omni(tmp_path_factory):
 @pytest.fixture
 def captions(tmp_path):
     lines = []
-    for i in range(8):
+    for i in range(5):
         (tmp_path / f"{i}.png").write_bytes(make_image(np.roll(gradient(96, 64), 12 * i, axis=1)))
         lines.append(json.dumps({"image": f"{i}.png", "caption": f"A gradient, turned by {i}."}))
     path = tmp_path / "captions.jsonl"
