@@ -101,6 +101,7 @@ def changed_config(demo, out, change):
     return out
 
 
+@pytest.mark.prove
 def test_a_dropped_value_scale_shows(demo, examples, intact, tmp_path):
     model = changed_config(
         demo, tmp_path / "model", lambda raw: raw.update(attention_value_scale=1.0)
@@ -132,6 +133,7 @@ def test_a_dropped_column_order_shows(demo, examples, intact, tmp_path):
     assert accuracy(make_llm(model), examples, VISION) < intact[VISION] - 0.15
 
 
+@pytest.mark.prove
 def test_chunks_read_as_plain_rows_show(demo, examples, intact, tmp_path):
     config = load_model_config(demo)
     weights = load_checkpoint(demo, config, dtype=torch.float32, keep_quantised=False)

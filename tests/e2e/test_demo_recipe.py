@@ -49,6 +49,7 @@ def uncut(tasks, tmp_path_factory):
     return folders
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize("cut", CUTS)
 def test_a_training_that_was_cut_is_the_same_to_the_bit(cut, tasks, uncut, tmp_path):
     state = load_state(uncut[cut])

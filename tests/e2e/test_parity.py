@@ -94,7 +94,7 @@ def test_logits_equal_the_reference_at_every_position_past_the_window(reference)
 
 
 def test_greedy_text_equals_the_reference_alone_in_a_batch_and_with_a_prefix_hit(reference):
-    prompts = random_prompts([300, 17, 345, 128, 129, 65, 400, 5], seed=2)
+    prompts = random_prompts([300, 17, 345, 129, 5], seed=2)
     alone = [load(reference.path, prefix_caching=False).generate(p, GREEDY)[0] for p in prompts[:2]]
     llm = load(reference.path)
     batched = llm.generate(prompts, GREEDY)
