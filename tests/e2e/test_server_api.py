@@ -163,6 +163,9 @@ def test_continuous_usage_counts_up(server):
         counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
         assert counts == sorted(counts)
         assert counts[0] == 1 < counts[-1]
+        alone = {**body, "stream": True, "stream_options": {"continuous_usage_stats": True}}
+        refused = server.post(path, alone)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "stream_options")
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -326,6 +326,7 @@ BAD = [
     ({"input": "x", "tools": [{"type": "function"}]}, "tools[0].name"),
     ({"input": "x", "tool_choice": "required"}, "tools"),
     ({"input": "x", "tool_choice": {"type": "web_search"}}, "tool_choice"),
+    ({"input": "x", "tool_choice": {"type": "function", "name": "f", "mode": 1}}, "tool_choice"),
     ({"input": "x", "previous_response_id": "resp_none"}, "previous_response_id"),
     ({"input": [{"type": "item_reference", "id": "rs_none"}]}, "input[0]"),
     ({"input": [{"type": "web_search_call", "id": "ws_1"}]}, "input[0]"),
@@ -380,6 +381,8 @@ def test_lists_of_input_items_come_in_pages(server, client):
     path = f"{PATH}/{response.id}/input_items"
     assert server.get(f"{path}?after=none").status_code == 400
     assert server.get(f"{path}?limit=0").status_code == 400
+    refused = server.get(f"{path}?include[]=reasoning.encrypted_content")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "include")
 
 
 @pytest.mark.parametrize("path", ["", "/input_items", "/cancel"])

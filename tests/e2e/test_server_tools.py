@@ -291,6 +291,11 @@ def test_a_null_description_is_not_shown_as_a_word(server):
         ),
         ({"tool_choice": "any"}, "tool_choice", "none, auto, required"),
         ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice", "none, auto, required"),
+        (
+            {"tool_choice": {"type": "function", "function": {"name": "now", "strict": True}}},
+            "tool_choice",
+            "none, auto, required",
+        ),
         ({"tools": [{"type": "web_search"}]}, "tools[0]", "not a function tool"),
         ({"tools": [{"type": "function", "function": "f"}]}, "tools[0]", "object with a name"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0]", "white space"),

@@ -57,7 +57,11 @@ class Conversation(RequestModel):
                         "Tools cannot be empty if tool choice is set to required.", param="tools"
                     )
                 return tools
-            case {"type": "function", "function": {"name": str() as name}}:
+            case {
+                "type": "function",
+                "function": {"name": str() as name, **others},
+                **more,
+            } if not (others or more):
                 return [self._tool_named(name)]
         raise RequestError(
             "tool_choice must be none, auto, required, or an object such as "

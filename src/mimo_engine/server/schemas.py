@@ -135,6 +135,14 @@ class StreamOptions(RequestModel):
     include_obfuscation: bool | None = None
     """Either way there is none: it hides lengths from who watches encrypted traffic."""
 
+    @model_validator(mode="after")
+    def _check(self) -> StreamOptions:
+        if self.continuous_usage_stats and not self.include_usage:
+            raise RequestError(
+                "continuous_usage_stats needs include_usage: true", param="stream_options"
+            )
+        return self
+
 
 class SharedFields(RequestModel):
     """What has the same name in all of OpenAI's APIs. None: as if the field were not there."""
@@ -183,9 +191,7 @@ class SamplingRequest(SharedFields):
 
     @property
     def usage_in_every_chunk(self) -> bool:
-        return self.include_usage and bool(
-            self.stream_options and self.stream_options.continuous_usage_stats
-        )
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats
 
     def format(self) -> tuple[str, GrammarSpec] | None:
         """The field that asks for a form of the answer, and its grammar (formats.py)."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import chain
 from typing import Protocol
 
 import torch
@@ -131,15 +131,15 @@ class Runner:
         hidden = self.model(batch)
         if self._drafter is not None:
             self._drafter.remember(_rows_of(plan.rows), hidden)
-        is_broken = _broken_chunks(plan.rows, hidden)
         wanted = self._wanted_logits(plan.rows)
         if not wanted.rows:
+            is_broken = _broken_rows(plan.rows, wanted, hidden, None)
             errors = [BROKEN_NUMBERS if broken else None for broken in is_broken]
             rows = tuple(RowResult(error=error) for error in errors)
             return StepResult(rows=rows, encode_errors=encode_errors)
         rows = torch.tensor(wanted.rows, device=hidden.device)
         logits = self.model.logits(hidden[rows])[:, : self._num_live_tokens]
-        is_broken = [a or b for a, b in zip(is_broken, _broken_logits(wanted, logits), strict=True)]
+        is_broken = _broken_rows(plan.rows, wanted, hidden, logits)
         masks = self._constraints.finish(sampling, started)
         choices = self._sample(plan.rows, wanted, is_broken, logits, masks)
         results = []
@@ -286,28 +286,30 @@ def _rows_of(step_rows: Sequence[StepRow]) -> list[Rows]:
     return [Rows(slot=row.slot, start=row.start, count=row.num_rows) for row in step_rows]
 
 
-def _broken_chunks(step_rows: Sequence[StepRow], hidden: torch.Tensor) -> list[bool]:
-    """Per StepRow, whether it is a chunk and one of its positions has NaN or infinite numbers: then
-    its keys and values may have them too, and no prompt may find those in the prefix cache. Of one
-    token that is sampled after, the logits tell as much."""
-    is_chunk = [row.num_tokens > 1 or not row.samples for row in step_rows]
-    if not any(is_chunk):
-        return is_chunk
-    finite = torch.isfinite(hidden).all(dim=-1).tolist()
-    firsts = accumulate((row.num_rows for row in step_rows), initial=0)
+def _broken_rows(
+    step_rows: Sequence[StepRow],
+    wanted: _LogitRows,
+    hidden: torch.Tensor,
+    logits: torch.Tensor | None,
+) -> list[bool]:
+    """Per StepRow, whether NaN or infinite numbers came of it: in a logit that it needs, or in the
+    hidden state of any position of a chunk, as then its keys and values may have them too, and no
+    prompt may find those in the prefix cache. Of one token that is sampled after, the logits tell
+    as much. One answer from the device, however much is asked."""
+    chunks, first = [], 0
+    for row in step_rows:
+        is_chunk = row.num_tokens > 1 or not row.samples
+        chunks.append(range(first, first + row.num_tokens * is_chunk))
+        first += row.num_rows
+    asked = [torch.isfinite(hidden).all(dim=-1)] if any(chunks) else []
+    num_hidden = len(hidden) if any(chunks) else 0
+    if logits is not None:
+        # NaN is larger than anything to torch: a row's maximum shows it.
+        asked.append(torch.isfinite(logits.amax(dim=-1)))
+    finite = torch.cat(asked).tolist()
     return [
-        chunk and not all(finite[first : first + row.num_tokens])
-        for chunk, row, first in zip(is_chunk, step_rows, firsts, strict=False)
-    ]
-
-
-def _broken_logits(wanted: _LogitRows, logits: torch.Tensor) -> list[bool]:
-    """Per StepRow, whether any logit it needs is NaN or infinite."""
-    # NaN is larger than anything to torch: a row's maximum shows it.
-    finite = torch.isfinite(logits.amax(dim=-1)).tolist()
-    return [
-        not all(finite[i] for i in (*prompt, *sampled))
-        for prompt, sampled in zip(wanted.prompt, wanted.sampled, strict=True)
+        not all(finite[i] for i in chain(chunk, (num_hidden + i for i in (*prompt, *sampled))))
+        for chunk, prompt, sampled in zip(chunks, wanted.prompt, wanted.sampled, strict=True)
     ]
 
 

@@ -48,11 +48,18 @@ def responses_router(context: ServerContext) -> APIRouter:
 
     @router.get("/v1/responses/{response_id}/input_items")
     async def list_input_items(
+        request: Request,
         response_id: str,
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
         order: Literal["asc", "desc"] = "desc",
         after: str | None = None,
     ) -> Response:
+        for name in request.query_params:
+            if name not in ("limit", "order", "after"):
+                raise RequestError(
+                    f"{name} is not served: limit, order and after are",
+                    param=name.removesuffix("[]"),
+                )
         items = items_before(_kept(store, response_id))
         return json_response(listed(items, limit=limit, order=order, after=after))
 

@@ -107,7 +107,7 @@ def _choice(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
     match choice:
         case None | "none" | "auto" | "required":
             return choice
-        case {"type": "function", "name": str() as name}:
+        case {"type": "function", "name": str() as name, **others} if not others:
             return {"type": "function", "function": {"name": name}}
     raise RequestError(
         'tool_choice must be none, auto, required or {"type": "function", "name": "a tool"}',
