@@ -57,11 +57,7 @@ class Conversation(RequestModel):
                         "Tools cannot be empty if tool choice is set to required.", param="tools"
                     )
                 return tools
-            case {
-                "type": "function",
-                "function": {"name": str() as name, **others},
-                **more,
-            } if not (others or more):
+            case {"function": {"name": str() as name}} as choice if choice == _choice_of(name):
                 return [self._tool_named(name)]
         raise RequestError(
             "tool_choice must be none, auto, required, or an object such as "
@@ -161,6 +157,11 @@ class ChatRequest(Conversation, SamplingRequest):
             max_tokens=self.max_tokens if limit is None else limit,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
         )
+
+
+def _choice_of(name: str) -> dict[str, Any]:
+    """The one form that names a tool."""
+    return {"type": "function", "function": {"name": name}}
 
 
 def chat_request(fields: Mapping[str, Any]) -> ChatRequest:
