@@ -141,6 +141,7 @@ class ServerThread:
         """The lines of a stream, once it has begun; it is left when the block ends."""
         body = {**body, "stream": True}
         with httpx.stream("POST", f"{self.url}{path}", json=body, timeout=30) as response:
+            assert response.status_code == 200
             lines = response.iter_lines()
             next(lines)
             yield lines

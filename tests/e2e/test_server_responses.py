@@ -406,9 +406,10 @@ def first_events(url, on_second):
     return events
 
 
-def test_a_stream_that_is_left_is_not_kept(server):
-    [created, _] = first_events(server.url, lambda: True)
-    assert server.get(f"{PATH}/{created['response']['id']}").status_code == 404
+def test_a_stream_that_is_left_is_not_kept(tmp_path):
+    with FakeServer(tmp_path, step_s=0.005) as server:
+        [created, _] = first_events(server.url, lambda: True)
+        assert server.get(f"{PATH}/{created['response']['id']}").status_code == 404
 
 
 def test_a_stream_whose_engine_dies_ends_with_an_error_and_the_failed_response(tmp_path):
