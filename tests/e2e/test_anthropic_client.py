@@ -140,6 +140,25 @@ def test_a_tool_may_answer_with_a_picture(client):
     assert text_of(message) == "4 2 8"
 
 
+@pytest.mark.parametrize("streams", [False, True])
+def test_the_clients_own_loop_of_tools(client, streams):
+    """It asks for a thread, is told that there are none, and sends all messages."""
+    cities = []
+
+    @anthropic.beta_tool(**TRAIN)
+    def next_train(city):
+        cities.append(city)
+        return json.dumps({"minutes": 48, "platform": 16})
+
+    turns = client.beta.messages.tool_runner(
+        **with_defaults([PLATFORM]), tools=[next_train], stream=streams
+    )
+    messages = [turn.get_final_message() if streams else turn for turn in turns]
+    assert [message.stop_reason for message in messages] == ["tool_use", "end_turn"]
+    assert cities == ["London"]
+    assert text_of(messages[-1]) == "The train to London leaves from platform 16."
+
+
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "next_train"}])
 def test_a_call_that_the_request_demands(client, choice):
     message = ask(client, SUM, tools=[TRAIN], tool_choice=choice)

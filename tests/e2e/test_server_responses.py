@@ -182,6 +182,25 @@ def test_what_was_cut_is_incomplete(server, written, statuses):
     assert rebuilt(events) == said(response["output"])
 
 
+def test_a_conversation_goes_on_behind_a_call_that_was_cut(server):
+    half = f"<think>Hm</think>So.{CALL.format('Rome')}".partition("</parameter>")[0]
+    first = server.post(PATH, {"input": says(half), "tools": [WEATHER]}).json()
+    assert [item["status"] for item in first["output"]] == ["completed", "completed", "incomplete"]
+    cut, then = first["output"][-1], {"role": "user", "content": says("Here.")}
+    asked = {"role": "user", "content": says(half)}
+    for fields in (
+        {"previous_response_id": first["id"], "input": [then]},
+        {"input": [asked, *first["output"], then]},
+    ):
+        response = server.post(PATH, {**fields, "tools": [WEATHER]})
+        assert response.status_code == 200, response.text
+        assert said(response.json()["output"]) == [["message", "Here."]]
+    result = {"type": "function_call_output", "call_id": cut["call_id"], "output": "?"}
+    refused = server.post(PATH, {"previous_response_id": first["id"], "input": [result]})
+    assert refused.status_code == 400
+    assert "was cut" in refused.json()["error"]["message"]
+
+
 def test_what_fails_before_a_stream_begins_is_an_ordinary_error(server):
     response = server.post(PATH, {"input": "x", "stream": True, "seed": 14})
     assert response.status_code == 500

@@ -346,7 +346,9 @@ def _tool_call(call: Any, where: str) -> Message:
             arguments = json.loads(arguments)
         except (ValueError, RecursionError) as error:
             raise RequestError(
-                f"{where}.function.arguments is not valid JSON: {error}", param="messages"
+                f"{where}.function.arguments is not valid JSON: {error}; leave out a call that was "
+                "cut",
+                param="messages",
             ) from error
     if not isinstance(arguments, Mapping):
         raise RequestError(

@@ -1,7 +1,8 @@
 """Every failure of a request in the shape that clients of its endpoint expect.
 
 OpenAI's is {"error": {message, type, param, code}}. Paths under /v1/messages are Anthropic's:
-{"type": "error", "error": {type, message}, "request_id"}. The same body goes out as an HTTP answer
+{"type": "error", "error": {type, message}, "request_id"}, with details.error_code where there is a
+code. The same body goes out as an HTTP answer
 and, once a stream has begun, as an event of the stream.
 """
 
@@ -111,10 +112,12 @@ def error_body(error: Exception, scope: Scope) -> dict[str, Any]:
     `scope`."""
     if not is_anthropic(scope["path"]):
         return {"error": openai_error(error)}
-    status = _status(error, scope)
+    status, problem = _status(error, scope), _problem(error)
     kind = "api_error" if status >= 500 else "invalid_request_error"
     kind = _ANTHROPIC_TYPES.get(status, kind)
-    content = {"type": kind, "message": _sendable(_problem(error).message)}
+    content: dict[str, Any] = {"type": kind, "message": _sendable(problem.message)}
+    if problem.code is not None:
+        content["details"] = {"error_code": problem.code}
     return {"type": "error", "error": content, "request_id": request_id(scope)}
 
 

@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from mimo_engine.errors import RequestError
 from mimo_engine.server.anthropic.blocks import Content, TextContent
+from mimo_engine.server.errors import CodedError
 from mimo_engine.server.schemas import Strict, check_sizes
 
 __all__ = ["CountTokensRequest", "Message", "MessagesRequest"]
@@ -125,6 +126,17 @@ def _absent(value: Any) -> None:
 Absent = Annotated[None, BeforeValidator(_absent)]
 
 
+def _no_thread(value: Any) -> None:
+    """By this code Anthropic's clients know to send whole conversations: their tool runner, which
+    asks for a thread by itself, then goes on without one."""
+    if value is not None:
+        raise CodedError(
+            "thread: this server holds no conversations: send all messages, without a thread",
+            param="thread",
+            code="thread_unsupported_request",
+        )
+
+
 class CountTokensRequest(Strict):
     """POST /v1/messages/count_tokens: what decides the text that the model reads."""
 
@@ -149,6 +161,7 @@ class CountTokensRequest(Strict):
     container: Absent = None
     inference_geo: Absent = None
     mcp_servers: Absent = None
+    thread: Annotated[None, BeforeValidator(_no_thread)] = None
 
     @model_validator(mode="before")
     @classmethod

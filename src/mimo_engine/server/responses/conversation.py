@@ -45,6 +45,7 @@ class Conversation:
     def __init__(self, instructions: str | None) -> None:
         self.messages: list[dict[str, Any]] = []
         self._origins: list[_Origin] = []
+        self._cut_calls: set[str] = set()
         self._last_kind: str | None = None
         """Of the open turn of the assistant; None: there is none."""
         if instructions is not None:
@@ -130,6 +131,10 @@ class Conversation:
         call_id, name, arguments = (
             _string(item, key, where) for key in ("call_id", "name", "arguments")
         )
+        if item.get("status") == "incomplete":
+            # The model did not finish it, so that nobody ran it: there was no call.
+            self._cut_calls.add(call_id)
+            return
         after = ("reasoning", "message", "function_call")
         message = self._go_on("function_call", where, after=after)
         function = {"name": name, "arguments": arguments}
@@ -142,6 +147,12 @@ class Conversation:
         known = ("type", "id", "status", "call_id", "output", "name")
         _check_keys(item, where, known)
         call_id = _string(item, "call_id", where)
+        if call_id in self._cut_calls:
+            raise RequestError(
+                f"{where}: the call {call_id!r:.80} was cut (its status is incomplete), so that it "
+                "has no result: leave this out, and let the model call again",
+                param=where,
+            )
         output = _content(item.get("output"), f"{where}.output")
         self._begin({"role": "tool", "tool_call_id": call_id, "content": output}, where)
 
