@@ -199,6 +199,33 @@ def test_an_answer_ends_with_the_last_call_it_may_have(reporting, fields, num_ca
     assert (reporting.metric("mimo_engine_tool_call_limits_total") or 0) == before + 4
 
 
+@pytest.mark.parametrize("rest", ["", "b", f"b{CLOCK}c"])
+def test_tokens_behind_the_last_call_do_not_count_however_many_come_at_once(reporting, rest):
+    """Whether the output has ended there or not."""
+    found = []
+    for step in (1, 2, 3, 5, 50):
+        fields = {"tools": [NOW], "seed": step, "max_tool_calls": 1, "logprobs": True}
+        counted_before = reporting.metric("mimo_engine_output_tokens_total")
+        result = ask(reporting, CHAT, f"a{CLOCK}{rest}", **fields)
+        choice, num_tokens = result["choices"][0], result["usage"]["completion_tokens"]
+        assert (choice["finish_reason"], choice["matched_stop"]) == ("tool_calls", None)
+        assert len(choice["logprobs"]["content"]) == num_tokens
+        assert reporting.metric("mimo_engine_output_tokens_total") == counted_before + num_tokens
+        _, _, usage, num_logprobs = streamed(reporting, CHAT, f"a{CLOCK}{rest}", **fields)
+        assert num_logprobs == usage["completion_tokens"] == num_tokens
+        found.append(num_tokens)
+    assert found == found[:1] * 5
+    assert found[0] < len(reporting.tokenizer.encode(f"a{CLOCK}"))
+
+
+@pytest.mark.parametrize("step", [1, 3, 50])
+def test_tokens_behind_a_stop_string_are_not_counted_as_output(reporting, step):
+    before = reporting.metric("mimo_engine_output_tokens_total")
+    result = ask(reporting, TEXT, "one two HALT three four", stop="HALT", seed=step)
+    counted_tokens = reporting.metric("mimo_engine_output_tokens_total") - before
+    assert result["usage"]["completion_tokens"] == counted_tokens
+
+
 @pytest.mark.parametrize("step", [1, 3, 500])
 def test_an_answer_that_has_all_its_calls_was_not_cut_by_what_comes_in_the_same_step(
     stopping, step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from uuid import uuid4
 
@@ -17,6 +17,7 @@ from mimo_engine.chat.stream_parser import (
     ToolCallDelta,
     ToolCallEnd,
     ToolCallStart,
+    merge_events,
 )
 from mimo_engine.chat.tokenizer import Tokenizer
 from mimo_engine.config.sampling import ThinkingSpec
@@ -56,14 +57,21 @@ class Answer:
         self._content: list[str] = []
         self._calls: list[_Call] = []
         self.is_over = False
+        self.num_left = 0
+        """Pieces behind the one with which the answer was over."""
 
-    def take(self, text: str, *, is_last: bool) -> list[Delta | ToolCallEnd]:
-        """What `text` added, and which calls it ended. `is_last`: no more comes, and what was held
-        is let go."""
-        events = self._parser.push(text)
+    def take(self, pieces: Sequence[str], *, is_last: bool) -> list[Delta | ToolCallEnd]:
+        """What the pieces of an update's text added, and which calls they ended. `is_last`: no more
+        comes, and what was held is let go."""
+        events: list[Event] = []
+        for number, piece in enumerate(pieces, start=1):
+            events += self._parser.push(piece)
+            if self._max_calls is not None and self._parser.num_complete_calls >= self._max_calls:
+                self.num_left = len(pieces) - number
+                break
         if is_last:
-            events = [*events, *self._parser.finish()]
-        deltas = [delta for event in events for delta in self._deltas(event)]
+            events += self._parser.finish()
+        deltas = [delta for event in merge_events(events) for delta in self._deltas(event)]
         return [*deltas, *self._held_reasoning()] if is_last else deltas
 
     def message(self) -> ChatMessage:

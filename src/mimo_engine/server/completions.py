@@ -122,7 +122,7 @@ class _Renderer:
                 Update(
                     index=i,
                     is_first=True,
-                    text=output.text,
+                    pieces=[output.text],
                     token_ids=output.token_ids,
                     logprobs=output.logprobs or [],
                 ),

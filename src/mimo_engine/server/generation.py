@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from uuid import uuid4
 
@@ -82,9 +82,14 @@ class Update:
 
     index: int
     is_first: bool
-    text: str
+    pieces: list[str]
+    """The text, in as many parts as came with one token each."""
     token_ids: list[int]
     logprobs: list[TokenLogprobs]
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
 
 
 class _Choice:
@@ -97,6 +102,8 @@ class _Choice:
         self.output = OutputText(tokenizer, request.params)
         self.loop_guard = loop_guard
         """None: loops are nobody's concern, or this output's has been found."""
+        self.num_counted = 0
+        """Output tokens that /metrics has."""
         self.first_token_at: float | None = None
 
 
@@ -171,9 +178,14 @@ class Generation:
             for choice in self._choices.values():
                 self._record_end(choice, choice.output.finish_reason or unfinished)
 
-    def end(self, index: int) -> None:
-        """For the reader of an update: its choice has said enough."""
-        self.outputs[index].finish_reason = "stop"
+    def end(self, index: int, *, num_dropped: int) -> None:
+        """For the reader of an update: its choice has said enough, before so many of its tokens."""
+        output = self.outputs[index]
+        num_tokens = len(output.token_ids) - num_dropped
+        del output.token_ids[num_tokens:]
+        if output.logprobs is not None:
+            del output.logprobs[num_tokens:]
+        output.finish_reason, output.stop_reason = "stop", None
 
     def usage(
         self, reasoning_tokens: int | None = None, media_tokens: Mapping[str, int] | None = None
@@ -212,14 +224,19 @@ class Generation:
         if loop is not None and self._context.config.guards.loop_guard == "stop":
             output = _cut(output, loop.position - num_tokens)
         num_logprobs = len(choice.output.logprobs or ())
-        text = choice.output.add(output)
+        self._count(choice)
+        pieces: list[str] = []
+        for one in _by_token(output):
+            pieces.append(choice.output.add(one))
+            if choice.output.finish_reason is not None:
+                break
         if loop is not None:
             self._report(choice, loop)
-        self._measure(choice, len(output.token_ids))
+        self._measure(choice)
         return Update(
             index=self._index[output.request_id],
             is_first=is_first,
-            text=text,
+            pieces=pieces,
             token_ids=choice.output.token_ids[num_tokens:],
             logprobs=(choice.output.logprobs or [])[num_logprobs:],
         )
@@ -238,9 +255,14 @@ class Generation:
         )
         self._context.metrics.loops.labels(action).inc()
 
-    def _measure(self, choice: _Choice, num_tokens: int) -> None:
+    def _count(self, choice: _Choice) -> None:
+        """Tokens that nobody cuts any more: the reader has seen their update."""
+        num_tokens = len(choice.output.token_ids)
+        self._context.metrics.output_tokens.inc(num_tokens - choice.num_counted)
+        choice.num_counted = num_tokens
+
+    def _measure(self, choice: _Choice) -> None:
         metrics, now = self._context.metrics, time.monotonic()
-        metrics.output_tokens.inc(num_tokens)
         if choice.first_token_at is None:
             choice.first_token_at = now
             metrics.ttft_s.observe(now - self._started_at)
@@ -249,6 +271,7 @@ class Generation:
             metrics.tpot_s.observe((now - choice.first_token_at) / num_later)
 
     def _record_end(self, choice: _Choice, reason: str) -> None:
+        self._count(choice)
         self._context.metrics.requests.labels(reason).inc()
         if self._context.config.security.log_requests:
             begin, first = self._started_at, choice.first_token_at
@@ -260,6 +283,29 @@ class Generation:
                 seconds=time.monotonic() - begin,
                 first_token_s=None if first is None else first - begin,
             )
+
+
+def _by_token(output: TokenOutput) -> Iterator[TokenOutput]:
+    """`output` as if its tokens had come one by one."""
+    *others, last = range(max(1, len(output.token_ids)))
+    if not others:
+        yield output
+        return
+    for i in others:
+        yield msgspec.structs.replace(
+            output,
+            token_ids=output.token_ids[i : i + 1],
+            logprobs=output.logprobs and output.logprobs[i : i + 1],
+            prompt_logprobs=None if i else output.prompt_logprobs,
+            finish_reason=None,
+            stop_token_id=None,
+        )
+    yield msgspec.structs.replace(
+        output,
+        token_ids=output.token_ids[last:],
+        logprobs=output.logprobs and output.logprobs[last:],
+        prompt_logprobs=None,
+    )
 
 
 def _cut(output: TokenOutput, num_tokens: int) -> TokenOutput:

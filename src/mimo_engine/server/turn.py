@@ -118,20 +118,21 @@ class Turn:
 
     def _take(self, update: Update) -> TurnUpdate:
         i = update.index
-        if self._thoughts[i].add(update.token_ids):
-            self._metrics.thoughts_closed.inc()
         answer, output = self.answers[i], self.outputs[i]
-        deltas = answer.take(update.text, is_last=output.finish_reason is not None)
+        deltas = answer.take(update.pieces, is_last=output.finish_reason is not None)
         if answer.is_over:
             self._metrics.tool_call_limits.inc()
-            # What cut the output within the same step did not cut the answer.
-            if output.finish_reason in (None, "length", LOOPED):
-                self._generation.end(i)
+            # What ended the output within the same step did not end the answer.
+            if output.finish_reason in (None, "stop", "length", LOOPED):
+                self._generation.end(i, num_dropped=answer.num_left)
+        num_tokens = len(update.token_ids) - answer.num_left
+        if self._thoughts[i].add(update.token_ids[:num_tokens]):
+            self._metrics.thoughts_closed.inc()
         return TurnUpdate(
             index=i,
             is_first=update.is_first,
             deltas=deltas,
-            logprobs=update.logprobs,
+            logprobs=update.logprobs[:num_tokens],
             has_ended=output.finish_reason is not None,
         )
 

@@ -26,7 +26,7 @@ def run(pieces):
     stream = BlockStream(shows_thinking=True)
     events = []
     for i, piece in enumerate(pieces):
-        for delta in answer.take(piece, is_last=i == len(pieces) - 1):
+        for delta in answer.take([piece], is_last=i == len(pieces) - 1):
             events += stream.events(delta)
     return answer.message(), [*events, *stream.end()]
 
