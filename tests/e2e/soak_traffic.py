@@ -1,11 +1,12 @@
-"""What the soak's clients ask: every endpoint and kind of media, bad requests among them.
+"""What the soak's clients ask: every route and kind of media, bad requests among them.
 
-An `Ask` is one request and what may come back. Bodies are drawn from the demo model's own tasks, so
-that thoughts, tool calls and media are those of a real conversation.
+An `Ask` is one request and what may come back. What one client asks in a row is a talk: a generator
+of asks that is sent what came of each. Bodies are drawn from the demo model's own tasks, so that
+thoughts, tool calls and media are those of a real conversation.
 """
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mimo_engine.eval.demo_sets import demo_sets
 from mimo_engine.eval.evaluation import Options
@@ -13,20 +14,34 @@ from mimo_engine.eval.evaluation import Options
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
+KEPT = f"{RESPONSES}/{{response_id}}"
 MODEL = "demo"
 MAX_TOKENS = 24
+CROWD = 32
+"""Choices of one request; more than the engine runs at a time, so that some of them wait."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """One request. `body` None: a GET. `files`: of a form, whose other fields `body` has."""
+    """One request. `body` None: it has none. `files`: of a form, whose other fields `body` has."""
 
     path: str
+    of: str = ""
+    """The path as the server's description of its routes has it, where that is another."""
+    method: str = "POST"
     body: dict | bytes | None = None
     files: dict | None = None
     headers: dict = field(default_factory=dict)
     status: int = 200
     """What the server answers when nothing is killed or left."""
+    leaves_s: float | None = None
+    """The client goes after so long, whatever has come."""
+    leaves_stream: bool = False
+    """The client goes after two events."""
+
+    @property
+    def route(self):
+        return f"{self.method} {self.of or self.path}"
 
     @property
     def streams(self):
@@ -42,6 +57,9 @@ class Traffic:
 
     def __init__(self, seed):
         self._rng = random.Random(seed)
+        self._round = []
+        self.kept = set()
+        """Ids of responses that the server may still have: it was not told to delete them."""
         # Few of each task: they repeat, so prefixes and media are found in caches.
         self._questions = [
             item.pose().request.body for item in demo_sets(Options(limit=3, max_tokens=32)).items
@@ -57,25 +75,44 @@ class Traffic:
         return next((p["audio_url"]["url"] for p in content if p["type"] == "audio_url"), None)
 
     def next(self):
-        draw = self._rng.choices(
-            (
-                self._chat,
-                self._completion,
-                self._response,
-                self._message,
-                self._transcription,
-                self._count,
-                self._tokens,
-                self._look,
-                self._bad,
-            ),
-            (8, 3, 4, 4, 2, 1, 1, 2, 4),
-        )[0]
-        return draw()
+        """A talk. Kinds of talks come in rounds, each of which has them all."""
+        if not self._round:
+            self._round = [draw for draw, share in self._shares() for _ in range(share)]
+            self._rng.shuffle(self._round)
+        return self._round.pop()()
 
-    def leaves(self):
-        """Whether a client breaks its stream off."""
-        return self._rng.random() < 0.2
+    def _shares(self):
+        one = self._one
+        return (
+            (one(self._chat), 8),
+            (one(self._completion), 3),
+            (self._conversation, 4),
+            (one(self._message), 4),
+            (one(self._transcription), 2),
+            (one(self._crowd), 1),
+            (one(self._count), 1),
+            *((one(lambda ask=ask: ask), 1) for ask in _SMALL),
+            (one(self._bad), 6),
+        )
+
+    @staticmethod
+    def _one(draw):
+        """Talks of one ask that `draw` makes."""
+
+        def talk():
+            yield draw()
+
+        return talk
+
+    def hurried(self, ask):
+        """`ask`, now and then of a client that will not wait for its end."""
+        if ask.body is None or ask.leaves_s is not None or ask.status != 200:
+            return ask
+        if ask.streams and self._rng.random() < 0.2:
+            return replace(ask, leaves_stream=True)
+        if self._rng.random() < 0.1:
+            return replace(ask, leaves_s=self._rng.random() / 2)
+        return ask
 
     def _maybe(self, share, **fields):
         return fields if self._rng.random() < share else {}
@@ -104,7 +141,7 @@ class Traffic:
         }
         return Ask(path=COMPLETIONS, body=body)
 
-    def _response(self):
+    def _response(self, previous_id):
         question = self._rng.choice(self._texts)
         said = [
             {"role": m["role"], "content": m["content"]}
@@ -116,10 +153,53 @@ class Traffic:
             "input": said,
             "max_output_tokens": self._rng.randrange(1, MAX_TOKENS),
             **({"tools": tools} if tools else {}),
+            **({"previous_response_id": previous_id} if previous_id else {}),
             **self._maybe(0.6, stream=True),
-            **self._maybe(0.3, store=False),
+            **self._maybe(0.2, store=False),
         }
         return Ask(path=RESPONSES, body=body)
+
+    def _conversation(self):
+        """Responses that go on from each other, one of which is looked at, and is then deleted in
+        half of the talks. The others stay, for the server to let go."""
+        made = []
+        for _ in range(self._rng.randrange(1, 4)):
+            response = yield self._response(made[-1]["id"] if made else None)
+            if response is None:
+                return
+            if not response["store"]:
+                yield _of_kept(response["id"], status=404)
+                break
+            made.append(response)
+            self.kept.add(response["id"])
+            if not _goes_on(response):
+                break
+        if not made:
+            return
+        one = self._rng.choice(made)
+        assert (yield _of_kept(one["id"])) == one
+        assert (yield _of_kept(one["id"], "/input_items"))["data"]
+        yield _of_kept(one["id"], "/cancel", method="POST", status=400)
+        if self._rng.random() < 0.5:
+            self.kept.discard(one["id"])
+            assert (yield _of_kept(one["id"], method="DELETE"))["deleted"]
+            yield _of_kept(one["id"], status=404)
+            if one is not made[-1] and _goes_on(made[-1]):
+                # What it said is still part of what went on from it.
+                last = yield self._response(made[-1]["id"])
+                if last is not None and last["store"]:
+                    self.kept.add(last["id"])
+
+    def _crowd(self):
+        """Left while some of its choices run and others wait: none of them ends by itself."""
+        body = {
+            "prompt": "The river was higher than it had been for years.",
+            "n": CROWD,
+            "max_tokens": 1000,
+            "ignore_eos": True,
+            **self._maybe(0.5, stream=True),
+        }
+        return Ask(path=COMPLETIONS, body=body, leaves_s=0.2 + self._rng.random() / 2)
 
     def _message_body(self):
         question = self._rng.choice(self._questions)
@@ -169,14 +249,6 @@ class Traffic:
             fields.pop("response_format", None)
         return Ask(path=TRANSCRIPTIONS, body=fields, files={"file": data})
 
-    def _tokens(self):
-        if self._rng.random() < 0.5:
-            return Ask(path="/tokenize", body={"prompt": "one two three"})
-        return Ask(path="/detokenize", body={"tokens": [1, 2, 3]})
-
-    def _look(self):
-        return Ask(path=self._rng.choice(["/v1/models", "/health", "/metrics", "/"]))
-
     def _bad(self):
         user = [{"role": "user", "content": "Hello"}]
         picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
@@ -202,14 +274,40 @@ class Traffic:
                     body={"input": "x", "previous_response_id": "resp_none"},
                     status=400,
                 ),
-                Ask(path=f"{RESPONSES}/resp_none", status=404),
+                _of_kept("resp_none", status=404),
+                _of_kept("resp_none", "/input_items", status=404),
+                _of_kept("resp_none", "/cancel", method="POST", status=404),
+                _of_kept("resp_none", method="DELETE", status=404),
+                Ask(path="/v1/models/another", method="GET", status=404),
                 Ask(path=MESSAGES, body={"messages": user}, status=400),
                 Ask(path=MESSAGES, body={"max_tokens": 5, "messages": "x"}, status=400),
                 Ask(path=TRANSCRIPTIONS, body={"model": MODEL}, files={"file": "AAAA"}, status=400),
-                Ask(path="/v1/no/such/path", status=404),
+                Ask(path="/v1/no/such/path", method="GET", status=404),
             ]
         )
 
 
 def _asks_of(part):
     return {"messages": [{"role": "user", "content": [part]}], "max_tokens": 2}
+
+
+def _goes_on(response):
+    """Not from a call that was cut off: its arguments are no JSON."""
+    return all(item["status"] == "completed" for item in response["output"])
+
+
+def _of_kept(response_id, what="", *, method="GET", status=200):
+    """About a response that is kept. For a 404 the route does not count as asked."""
+    path = f"{RESPONSES}/{response_id}{what}"
+    return Ask(path=path, of=path if status == 404 else KEPT + what, method=method, status=status)
+
+
+_SMALL = (
+    *(Ask(path=f"{v}/tokenize", body={"prompt": "one two three"}) for v in ("", "/v1")),
+    *(Ask(path=f"{v}/detokenize", body={"tokens": [1, 2, 3]}) for v in ("", "/v1")),
+    *(
+        Ask(path=path, method="GET")
+        for path in ("/", "/openapi.json", "/v1/models", "/health", "/ping", "/metrics")
+    ),
+    Ask(path=f"/v1/models/{MODEL}", of="/v1/models/{name}", method="GET"),
+)
