@@ -37,18 +37,24 @@ def test_a_sum_is_answered_with_its_thought_folded(demo):
 
 
 def test_thought_and_answer_are_seen_while_they_come(fake):
-    fake.send(scripted("<think>" + "First I count. " * 12 + "</think>" + "It is so. " * 12))
+    # Each would last for many seconds, and is stopped once it has been seen.
+    fake.send(scripted("<think>" + "First I count. " * 200 + "</think>It is so."))
     summary = fake.wait(lambda: next(iter(fake.texts("summary")), ""))
     assert summary.startswith("Thinking,")
     assert summary.endswith("tokens")
-    some = fake.wait(lambda: fake.texts(".answer .prose")[0])
-    assert fake.one("#stop").is_displayed()
-    assert "tokens/s" in fake.texts(".answer .foot > span")[0]
-    whole = fake.answer()
-    assert whole == ("It is so. " * 12).strip()
-    assert whole.startswith(some)
-    assert whole != some
+    fake.one("#stop").click()
+    fake.wait(fake.is_idle)
     assert fake.one("summary").text.startswith("Thought for")
+    whole = ("It is so. " * 200).strip()
+    fake.send(scripted(whole))
+    some = fake.wait(lambda: next(iter(fake.texts(".answer:last-of-type .prose")), ""))
+    assert fake.one("#stop").is_displayed()
+    fake.wait(lambda: "tokens/s" in fake.texts(".answer:last-of-type .foot > span")[0])
+    fake.one("#stop").click()
+    answer = fake.answer()
+    assert answer.startswith(some)
+    assert whole.startswith(answer)
+    assert answer != whole
 
 
 def test_enter_sends_and_shift_enter_breaks_the_line(fake):

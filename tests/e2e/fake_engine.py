@@ -14,6 +14,7 @@ have no seed top_k says the same as the seed.
 import json
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from mimo_engine.config.engine import EngineConfig, SchedulerConfig
 from mimo_engine.errors import ConfigError, ContextLengthError, QueueFullError, RequestError
@@ -30,7 +31,7 @@ BUILD = "fake_engine:build_fake_engine"
 
 def fake_config(*, scheduler=None, **options):
     """Options: eos_id, special_ids (list), vocab_size, script_marks (two ids), step_s,
-    build_error, build_s."""
+    build_error, held_by (a file's path: while there is one, no engine gets built)."""
     return EngineConfig(model=json.dumps(options), scheduler=scheduler or SchedulerConfig())
 
 
@@ -197,7 +198,8 @@ def fake_logprobs(token_id, top, less=0.0):
 
 def build_fake_engine(config):
     options = json.loads(config.model)
-    time.sleep(options.get("build_s", 0.0))
+    while "held_by" in options and Path(options["held_by"]).exists():
+        time.sleep(0.01)
     if "build_error" in options:
         raise ConfigError(options["build_error"])
     return FakeCore(config=config, options=options)

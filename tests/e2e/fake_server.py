@@ -5,7 +5,8 @@ import json
 import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 
 import anthropic
 import httpx
@@ -94,7 +95,7 @@ class ServerThread:
 
     def __enter__(self):
         self._thread.start()
-        assert self._started.wait(60)
+        assert self._started.wait(180)
         assert self._failure is None
         return self
 
@@ -147,6 +148,14 @@ class ServerThread:
             yield lines
             lines.close()
 
+    @contextmanager
+    def asked(self, path, body):
+        """A request whose answer nobody waits for; it is left when the block ends."""
+        with closing(HTTPConnection(self.url.removeprefix("http://"))) as connection:
+            headers = {"content-type": "application/json"}
+            connection.request("POST", path, json.dumps(body), headers)
+            yield
+
     def metric(self, name):
         """Value of a metric, labels as in the text format; None when there is no such line."""
         for line in self.get("/metrics").text.splitlines():
@@ -158,7 +167,7 @@ class ServerThread:
 class FakeServer(ServerThread):
     """What a test needs to talk to the server and to know what it should say."""
 
-    def __init__(self, directory, *, scheduler=None, step_s=0, build_s=0, **options):
+    def __init__(self, directory, *, scheduler=None, step_s=0, held_by=None, **options):
         """options: of `ServerThread`."""
         vocabulary = write_synthetic_tokenizer(directory, chat_template=family_template())
         tokenizer = Tokenizer.from_dir(directory)
@@ -173,7 +182,7 @@ class FakeServer(ServerThread):
             vocab_size=vocabulary.num_tokens,
             script_marks=[vocabulary.ids["<|fim_prefix|>"], vocabulary.ids["<|fim_suffix|>"]],
             step_s=step_s,
-            build_s=build_s,
+            **({"held_by": str(held_by)} if held_by else {}),
         )
         super().__init__(directory, config, BUILD, **options)
 
