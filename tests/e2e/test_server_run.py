@@ -7,7 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import contextmanager
+import time
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx
@@ -89,3 +91,17 @@ def test_a_chat_template_of_the_user_replaces_the_checkpoints(tmp_path):
         assert answer["model"] == "fake"
         process.terminate()
         assert process.wait(30) == 0
+
+
+@pytest.mark.prove
+def test_a_connection_outlives_its_idleness_in_a_clients_pool(tmp_path):
+    # httpx, and so the clients of OpenAI and Anthropic, use one again that was idle for up to 5 s.
+    with program(tmp_path) as process:
+        connection = HTTPConnection(url_of(process).removeprefix("http://"), timeout=30)
+        with closing(connection):
+            for idle_s in (0, 10):
+                time.sleep(idle_s)
+                connection.request("GET", "/health")
+                response = connection.getresponse()
+                assert response.status == 200
+                response.read()

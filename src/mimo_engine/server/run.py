@@ -29,6 +29,9 @@ __all__ = ["run_server"]
 
 GRACE_S = 30
 """How long requests may go on after the first signal to stop; a second Ctrl-C ends them."""
+KEEP_ALIVE_S = 75
+"""How long a connection may be idle. Longer than in any client's pool or at a proxy (5 to 60 s
+there): who closes first must be they, or a request meets a connection that is being closed."""
 MAX_HEADER_BYTES = 64 * 1024
 """Of a request's first line and headers together; more is a 400."""
 
@@ -103,6 +106,7 @@ class _Server(uvicorn.Server):
                 h11_max_incomplete_event_size=MAX_HEADER_BYTES,
                 ws="none",
                 timeout_graceful_shutdown=GRACE_S,
+                timeout_keep_alive=KEEP_ALIVE_S,
             )
         )
 
