@@ -135,15 +135,19 @@ class DraftStats(msgspec.Struct, frozen=True, kw_only=True):
     """Drafts of a request in the last step."""
     acceptance_length: float
     """Tokens that a verification yields, 1 to 1 + depth."""
-    acceptance: list[float]
-    """Of each draft layer, how often its draft is right where those before it were."""
-    gain: float
-    """Tokens a second expected at this depth, as a multiple of those without drafts."""
+    gain: float | None
+    """Tokens a second expected at this depth, as a multiple of those without drafts; None: the
+    depth is fixed, and steps without drafts were never timed."""
     num_verifications: int
     """Steps of a request in which drafts were verified."""
     num_drafted: int
-    """Drafts that were verified."""
+    """Drafts that were verified, those behind an output's end left out."""
     num_accepted: int
+    """Of these, those that are in an output."""
+    num_tested: list[int]
+    """By draft layer: drafts of an output that were right or wrong, those before them right."""
+    num_right: list[int]
+    """By draft layer: of these, the right ones. Their sum is num_accepted."""
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):

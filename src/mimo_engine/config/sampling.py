@@ -14,6 +14,8 @@ __all__ = ["MAX_LOGPROBS", "MAX_N", "GrammarSpec", "SamplingParams", "ThinkingSp
 
 MAX_LOGPROBS = 20
 MAX_N = 128
+MAX_TOP_K = 2**31 - 1
+"""Captured steps hold it in 32 bits."""
 MAX_LOGIT_BIAS_ENTRIES = 1024
 MAX_STOPS = 64
 MAX_STOP_LEN = 1024
@@ -138,8 +140,10 @@ class SamplingParams:
         _bounded("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _bounded("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _bounded("n", self.n, 1, MAX_N)
-        if self.top_k < -1:
-            raise RequestError(f"top_k must be -1 (off) or more, not {self.top_k}", param="top_k")
+        if not -1 <= self.top_k <= MAX_TOP_K:
+            raise RequestError(
+                f"top_k must be -1 (off) or 0 to {MAX_TOP_K}, not {self.top_k}", param="top_k"
+            )
         if self.max_tokens is not None and self.max_tokens < 1:
             raise RequestError(
                 f"max_tokens must be at least 1, not {self.max_tokens}", param="max_tokens"

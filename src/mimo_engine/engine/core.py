@@ -135,8 +135,8 @@ class EngineCore:
         if self._drafts is not None:
             # Of steps in a row, each takes as long as it comes after the one before.
             seconds = now - max(flight.launched, self._last_result)
-            wanted = self._scheduler.wanted_rows()
-            self._drafts.saw(flight.plan, result, wanted, flight.depth, seconds)
+            num_kept = self._scheduler.num_kept(result)
+            self._drafts.saw(flight.plan, result, num_kept, flight.depth, seconds)
         self._last_result = now
         return self._scheduler.apply(flight.plan, result)
 

@@ -64,10 +64,12 @@ class DraftControl:
         fixed = num_layers if config.speculative == "mtp" else None
         self._controller = DepthController(num_layers, fixed=fixed)
         self._max_depth = num_layers
+        self._recompute_boundary = config.recompute_boundary
         self._is_fixed = fixed is not None
         self._num_verifications = 0
         self._num_drafted = 0
-        self._num_accepted = 0
+        self._num_tested = [0] * num_layers
+        self._num_right = [0] * num_layers
 
     def choose(self, num_decoding: int) -> int:
         """Of the next step. One that only computes prompts drafts as one request would."""
@@ -77,21 +79,25 @@ class DraftControl:
         self,
         plan: StepPlan,
         result: StepResult,
-        is_wanted: Sequence[bool],
+        num_kept: Sequence[int],
         depth: int,
         seconds: float,
     ) -> None:
-        """A step at `depth` is over. is_wanted: of each row, whether its request had not ended
-        before; of others the time counts, but not what was accepted."""
+        """A step at `depth` is over. num_kept: of each row, how many of its tokens are in an
+        output: none where its request had ended before, of which the time counts alone."""
         is_steady = bool(plan.rows) and not (plan.encode or plan.admissions)
-        for row, done, wanted in zip(plan.rows, result.rows, is_wanted, strict=True):
+        for row, done, kept in zip(plan.rows, result.rows, num_kept, strict=True):
             is_steady &= row.num_rows == 1 + depth and row.num_proposals == depth
-            if wanted and row.num_drafts and done.token_ids:
-                num_accepted = len(done.token_ids) - 1
+            if kept and row.num_drafts:
+                # Drafts behind the end of an output were neither right nor wrong.
+                num_drafts = row.num_drafts if kept == len(done.token_ids) else kept
+                num_right = min(kept, len(done.token_ids) - 1)
                 self._num_verifications += 1
-                self._num_drafted += row.num_drafts
-                self._num_accepted += num_accepted
-                self._controller.saw_drafts(row.num_drafts, num_accepted)
+                self._num_drafted += num_drafts
+                for layer in range(min(num_right + 1, num_drafts)):
+                    self._num_tested[layer] += 1
+                    self._num_right[layer] += layer < num_right
+                self._controller.saw_drafts(num_drafts, num_right)
         if is_steady:
             self._controller.saw_step(num_requests=len(plan.rows), depth=depth, seconds=seconds)
 
@@ -100,11 +106,12 @@ class DraftControl:
         return DraftStats(
             depth=controller.depth,
             acceptance_length=controller.acceptance_length,
-            acceptance=list(controller.acceptance),
-            gain=controller.gain,
+            gain=None if self._is_fixed else controller.gain,
             num_verifications=self._num_verifications,
             num_drafted=self._num_drafted,
-            num_accepted=self._num_accepted,
+            num_accepted=sum(self._num_right),
+            num_tested=list(self._num_tested),
+            num_right=list(self._num_right),
         )
 
     def calibrate(
@@ -128,7 +135,12 @@ class DraftControl:
                 break
             cache = CacheManager(layout, prefix_caching=False, has_drafts=True)
             scheduler = Scheduler(
-                config, cache, max_model_len=info.max_model_len, eos_token_ids=(), seed=0
+                config,
+                cache,
+                max_model_len=info.max_model_len,
+                eos_token_ids=(),
+                seed=0,
+                recompute_boundary=self._recompute_boundary,
             )
             for number in range(size):
                 scheduler.add(_request(number, longest, info.vocab_size))

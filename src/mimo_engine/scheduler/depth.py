@@ -83,7 +83,8 @@ class DepthController:
 
     @property
     def acceptance(self) -> tuple[float, ...]:
-        """Of each layer's drafts, the part that is right where those before it were."""
+        """Of each layer's drafts, the part that is believed to be right where those before it were:
+        optimistic of what is untested, or forgotten by a probe."""
         rates = []
         for layer in self._layers:
             # Of a layer without a sample: no more than of the one before it.

@@ -32,7 +32,7 @@ from mimo_engine.scheduler.encoding import EncodingQueue
 from mimo_engine.scheduler.plan import Admission, StepPlan, StepResult, StepRow
 from mimo_engine.scheduler.policy import derive_seed, longest_total, stop_ids
 from mimo_engine.scheduler.request import Chunk, Request
-from mimo_engine.scheduler.settling import Settler, failure
+from mimo_engine.scheduler.settling import Settler, accept, failure
 
 __all__ = ["Scheduler"]
 
@@ -284,10 +284,13 @@ class Scheduler:
             outputs.append(failure(request, error))
         return outputs
 
-    def wanted_rows(self) -> list[bool]:
-        """Of the oldest step in flight, row by row: whether the request goes on. Else it has ended
-        since the step was planned, and the row is computed in vain."""
-        return [not request.is_aborted for request in self._flights[0].requests]
+    def num_kept(self, result: StepResult) -> list[int]:
+        """What `apply` will make of the result of the oldest step in flight, row by row: how many
+        of the tokens are output. None where the request has ended since the step was planned."""
+        return [
+            0 if request.is_aborted else accept(request, done).num_tokens
+            for request, done in zip(self._flights[0].requests, result.rows, strict=True)
+        ]
 
     def discard(self) -> None:
         """A step failed, or was interrupted while it was planned or taken in: the results of all in

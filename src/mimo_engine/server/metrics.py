@@ -110,7 +110,12 @@ def _draft_metrics(drafts: DraftStats) -> Iterator[Metric]:
             drafts.num_verifications,
         ),
         (_Counter, "draft_tokens", "Drafts that were verified.", drafts.num_drafted),
-        (_Counter, "draft_tokens_accepted", "Of these, accepted.", drafts.num_accepted),
+        (
+            _Counter,
+            "draft_tokens_accepted",
+            "Of these, those that are in an output.",
+            drafts.num_accepted,
+        ),
         (_Gauge, "draft_depth", "Drafts of a request in the last step.", drafts.depth),
         (
             _Gauge,
@@ -118,19 +123,38 @@ def _draft_metrics(drafts: DraftStats) -> Iterator[Metric]:
             "Tokens that a verification yields at present, the sampled one included.",
             drafts.acceptance_length,
         ),
-        (
-            _Gauge,
-            "draft_estimated_gain",
-            "Tokens a second at the present depth, as a multiple of those without drafts.",
-            drafts.gain,
-        ),
     ):
         yield family(f"mimo_engine_{name}", text, value=value)
-    layers = _Gauge(
-        "mimo_engine_draft_layer_acceptance",
-        "How often a layer's draft is right where those before it were.",
-        labels=["layer"],
+    if drafts.gain is not None:
+        yield _Gauge(
+            "mimo_engine_draft_estimated_gain",
+            "Tokens a second at the present depth, as a multiple of those without drafts.",
+            value=drafts.gain,
+        )
+    yield from _layer_metrics(drafts)
+
+
+def _layer_metrics(drafts: DraftStats) -> Iterator[Metric]:
+    """What was counted. A layer that has not been tested has no share."""
+    labels = ["layer"]
+    tested = _Counter(
+        "mimo_engine_draft_layer_tested",
+        "Drafts of a layer that were right or wrong, those before them being right.",
+        labels=labels,
     )
-    for index, share in enumerate(drafts.acceptance):
-        layers.add_metric([str(index)], share)
-    yield layers
+    accepted = _Counter(
+        "mimo_engine_draft_layer_accepted", "Of these, the right ones.", labels=labels
+    )
+    share = _Gauge(
+        "mimo_engine_draft_layer_acceptance",
+        "Accepted of tested drafts of a layer, since the start.",
+        labels=labels,
+    )
+    for layer, (num_tested, num_right) in enumerate(
+        zip(drafts.num_tested, drafts.num_right, strict=True)
+    ):
+        tested.add_metric([str(layer)], num_tested)
+        accepted.add_metric([str(layer)], num_right)
+        if num_tested:
+            share.add_metric([str(layer)], num_right / num_tested)
+    yield from (tested, accepted, share)
