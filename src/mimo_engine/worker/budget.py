@@ -38,9 +38,9 @@ def reserved_bytes(
     num_pages = -(-(max_len + num_draft_layers) // config.cache.page_size)
     num_slots = scheduler.max_num_seqs
     total = _MARGIN_BYTES
-    total += _activation_bytes(
-        model, scheduler.max_num_batched_tokens, num_slots * (1 + num_draft_layers)
-    )
+    # The draft layers compute as many, or a window of one request.
+    num_rows = max(scheduler.max_num_batched_tokens, _ring_len(model, num_draft_layers))
+    total += _activation_bytes(model, num_rows, num_slots * (1 + num_draft_layers))
     if media is not None:
         total += _tower_bytes(config, media)
     total += _slot_bytes(model, num_slots, num_pages, element_bytes, num_draft_layers)
@@ -61,11 +61,17 @@ def _slot_bytes(
 ) -> int:
     """Page tables, the ring of hidden states, and what captured steps know of a slot."""
     own = len(AttentionKind) * num_pages * 4
-    if num_draft_layers:
-        assert model.window is not None
-        own += (model.window + 1 + num_draft_layers) * model.hidden_size * element_bytes
+    own += _ring_len(model, num_draft_layers) * model.hidden_size * element_bytes
     own += 8 * (RECENT + num_draft_layers + 16)
     return (1 + num_slots) * own
+
+
+def _ring_len(model: ModelConfig, num_draft_layers: int) -> int:
+    """Rows of a request whose hidden states are kept for draft layers."""
+    if not num_draft_layers:
+        return 0
+    assert model.window is not None
+    return model.window + 1 + num_draft_layers
 
 
 def _captured_bytes(

@@ -13,7 +13,7 @@ then and are known now (mtp.md 5.5), or of all that a pause has left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,17 +51,20 @@ class Drafter:
         *,
         num_slots: int,
         ring_len: int,
+        max_rows: int,
         num_live_tokens: int,
         samples_drafts: bool,
         comm: Comm,
     ) -> None:
         """caches: one a draft layer. ring_len: positions whose hidden states are kept: a window,
-        and the rows of one request that may be rejected."""
+        and the rows of one request that may be rejected. max_rows: of a pass, where it is of
+        several requests."""
         self._model = model
         self._layers = layers
         self._inputs = inputs
         self.caches = caches
         self.ring_len = ring_len
+        self._max_rows = max_rows
         self.samples_drafts = samples_drafts
         self._num_live_tokens = num_live_tokens
         self._comm = comm
@@ -118,7 +121,13 @@ class Drafter:
         return self._model.raw_logits(drafted[rows])
 
     def propose(self, passes: Sequence[DraftPass]) -> None:
-        """Fill the slots' drafts. The slots know the tokens just sampled."""
+        """Fill the slots' drafts. The slots know the tokens just sampled.
+
+        After a pause each request computes its window again: more rows than a step has."""
+        for part in _parts(passes, self._max_rows):
+            self._propose(part)
+
+    def _propose(self, passes: Sequence[DraftPass]) -> None:
         batch = self._batch(passes)
         hidden = self._hidden(passes)
         depth = max(one.num_proposals for one in passes)
@@ -207,6 +216,17 @@ class Drafter:
             state.drafts = list(guesses[index][: one.num_proposals])
             proposals = [layer[index] for layer in drawn_from[: one.num_proposals]]
             state.draft_proposals = [q for q in proposals if q is not None]
+
+
+def _parts(passes: Sequence[DraftPass], max_rows: int) -> Iterator[Sequence[DraftPass]]:
+    """Of at most so many rows each, or of one request."""
+    first = num_rows = 0
+    for index, one in enumerate(passes):
+        if index > first and num_rows + one.rows.count > max_rows:
+            yield passes[first:index]
+            first, num_rows = index, 0
+        num_rows += one.rows.count
+    yield passes[first:]
 
 
 def _last_rows(passes: Sequence[DraftPass]) -> list[int]:

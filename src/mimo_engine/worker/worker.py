@@ -293,6 +293,7 @@ class Worker:
             num_slots=self._config.scheduler.max_num_seqs,
             # Rows that are rejected must not reach round to the window.
             ring_len=window + 1 + len(caches),
+            max_rows=self._config.scheduler.max_num_batched_tokens,
             num_live_tokens=self._num_live_tokens,
             samples_drafts=self._config.speculative.draft_choice == "sampled",
             comm=self._comm,

@@ -256,6 +256,29 @@ def test_after_other_depths_drafts_are_again_those_of_the_slow_layers(load, slow
     assert tokens == play(load(setup, speculative="off"), requests)
 
 
+@pytest.mark.parametrize("setup", [FEW, WIDE], ids=["few", "wide"])
+def test_a_pass_of_draft_layers_has_no_more_rows_than_a_step_or_a_window(load, setup):
+    llm = load(setup)
+    llm.core._drafts = Depths(DEPTHS["a pause"])
+    drafter = llm.core.executor.worker.runner._drafter
+    propose, propose_part, parts = drafter.propose, drafter._propose, []
+
+    def watched(passes):
+        parts.append([])
+        propose(passes)
+
+    def watched_part(passes):
+        parts[-1].append([one.rows.count for one in passes])
+        propose_part(passes)
+
+    drafter.propose, drafter._propose = watched, watched_part
+    play(llm, mixed_requests(LENGTHS[5:], spread=9, max_tokens=(40, 60)))
+    assert max(map(len, parts)) > 1
+    all_counts = [counts for step in parts for counts in step]
+    assert max(sum(counts) for counts in all_counts if len(counts) > 1) <= setup.chunk
+    assert max(map(max, all_counts)) <= drafter.ring_len
+
+
 def test_rows_that_stay_as_they_were_guessed_change_drafts_and_no_text(load, slow_of):
     requests = mixed_requests(LENGTHS, spread=16)
     tokens, wrong = [], []
