@@ -1,14 +1,18 @@
 """Tool calls over HTTP, as the official client sees them, on an engine that follows a script."""
 
+import asyncio
 import json
 import re
+import threading
 from random import Random
+from typing import ClassVar
 
 import openai
 import pytest
 from fake_server import MODEL, FakeServer, scripted
 
 from mimo_engine.config.engine import SchedulerConfig
+from mimo_engine.server.grammars import GrammarCheck
 
 WEATHER = {
     "type": "function",
@@ -329,6 +333,23 @@ def test_history_whose_arguments_are_no_object_is_refused(client):
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [call]}]
     with pytest.raises(openai.BadRequestError, match="must be a JSON object"):
         chat(client, messages)
+
+
+class Watched(dict):
+    """A tool that knows on which threads it is read."""
+
+    threads: ClassVar[set[str]] = set()
+
+    def __getitem__(self, key):
+        self.threads.add(threading.current_thread().name)
+        return super().__getitem__(key)
+
+
+def test_grammars_of_tools_are_made_on_threads_of_their_own(server):
+    spec = asyncio.run(GrammarCheck(server.tokenizer).of_tools([Watched(NOW)], parallel=True))
+    assert "<function=now>" in spec.text
+    assert len(Watched.threads) == 1
+    assert all(name.startswith("grammar-check") for name in Watched.threads)
 
 
 FIELDS = (

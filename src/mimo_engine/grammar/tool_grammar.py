@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mimo_engine.config.sampling import GrammarSpec
@@ -28,8 +28,9 @@ from mimo_engine.grammar.library import JSON_OPTIONS, MAX_GRAMMAR_BYTES, regex_s
 
 __all__ = ["tool_grammar"]
 
-# References may name one subschema over and over: far more may be visited than is said.
-_MAX_VISITS = 10_000
+# Of all tools together, in keys looked at and 16ths of characters: several times what fits into a
+# grammar. References may name one subschema over and over, so far more may be read than is said.
+_MAX_WORK = 200_000
 # Of an object, what a list of parameters in fixed order cannot keep.
 _UNKEPT = (
     *("allOf", "anyOf", "oneOf", "not", "if", "then", "else", "const", "enum"),
@@ -67,8 +68,9 @@ def tool_grammar(tools: Sequence[Mapping[str, Any]], *, parallel: bool = True) -
         _PRELUDE,
     ]
     size = 0
+    work = _Work()
     for i, function in enumerate(chosen):
-        for line in _Function(f"f{i}", function).lines():
+        for line in _Function(f"f{i}", function, work).lines():
             lines.append(line)
             # Definitions are copied to each of their users: stop before that is large.
             size += len(line)
@@ -81,21 +83,41 @@ def tool_grammar(tools: Sequence[Mapping[str, Any]], *, parallel: bool = True) -
     return GrammarSpec(kind="lark", text="\n".join(lines))
 
 
+class _Work:
+    """What may still be read for one request. It counts, so that the same tools always pass."""
+
+    def __init__(self) -> None:
+        self._left = _MAX_WORK
+
+    def spend(self, amount: int) -> bool:
+        """False when that is more than there is left."""
+        self._left -= amount
+        return self._left >= 0
+
+
 class _Function:
     """The rules of one function; their names begin with `prefix`."""
 
-    def __init__(self, prefix: str, function: Mapping[str, Any]) -> None:
+    def __init__(self, prefix: str, function: Mapping[str, Any], work: _Work) -> None:
         self._prefix = prefix
+        self._work = work
         self._name = function["name"]
-        self._num_visits = 0
         self._root = self._mapping(function.get("parameters") or {})
 
     def lines(self) -> Iterator[str]:
+        """RequestError as `tool_grammar`."""
+        try:
+            yield from self._lines()
+        except RecursionError:
+            raise self._refusal("a schema is nested too deeply, or leads in a circle") from None
+
+    def _lines(self) -> Iterator[str]:
         schema = self._resolve(self._root)
         declared = self._mapping(schema.get("properties", {}))
-        required = self._list(schema, "required")
-        if not all(isinstance(key, str) for key in required):
+        names = self._list(schema, "required")
+        if not all(isinstance(key, str) for key in names):
             raise self._refusal("'required' must be a list of names")
+        required = dict.fromkeys(names)
         self._check_kept(schema, required)
         body: list[str] = []
         for i, key in enumerate(dict.fromkeys((*declared, *required))):
@@ -110,7 +132,7 @@ class _Function:
         head = _literal(f"\n<function={self._name}>\n")
         yield f"{self._prefix}: {head} {' '.join(body)} {_END_FUNCTION}"
 
-    def _check_kept(self, schema: Mapping[str, Any], required: Sequence[str]) -> None:
+    def _check_kept(self, schema: Mapping[str, Any], required: Collection[str]) -> None:
         unkept = next((keyword for keyword in _UNKEPT if keyword in schema), None)
         if unkept is None and self._count(schema, "minProperties", 0) > len(required):
             unkept = "minProperties"
@@ -146,20 +168,18 @@ class _Function:
         if "pattern" in form:
             if not isinstance(form["pattern"], str):
                 raise self._refusal("'pattern' must be a string")
+            self._spend(len(form["pattern"]))
             parts.append(f"/{regex_source(_anchored(form['pattern']))}/")
         terminal = rule.upper()
         return [f"{rule}[lazy]: {terminal} {_END_VALUE}", f"{terminal}: {' & '.join(parts)}"]
 
     def _json(self, schema: Any) -> str:
         """The text of `schema` with the definitions that it may refer to."""
-        try:
-            document = dict(self._mapping(schema))
-            for name in ("$defs", "definitions"):
-                if name in self._root and '"$ref"' in json.dumps(schema):
-                    document.setdefault(name, self._root[name])
-            return json.dumps({**document, "x-guidance": JSON_OPTIONS})
-        except RecursionError:
-            raise self._refusal("a schema is nested too deeply") from None
+        document = dict(self._mapping(schema))
+        for name in ("$defs", "definitions"):
+            if name in self._root and '"$ref"' in json.dumps(schema):
+                document.setdefault(name, self._root[name])
+        return json.dumps({**document, "x-guidance": JSON_OPTIONS})
 
     def _string_forms(self, schema: Any) -> list[dict[str, Any]] | None:
         """The ways in which a string is valid: {} for any, `values`, or keywords of strings. None
@@ -193,6 +213,7 @@ class _Function:
             strings = [value for value in values if isinstance(value, str) and "string" in types]
             if not strings:
                 return None
+            self._read(strings)
             spelled = [*strings, *(["null"] if None in values else [])]
             return [{"values": [value for value in spelled if not _MARKUP.search(value)]}]
         if "string" not in types:
@@ -204,6 +225,7 @@ class _Function:
         """Both schemas at once. RequestError: where they say different things."""
         right = {} if right is True else self._resolve(self._mapping(right))
         for key in left.keys() & right.keys() - {"title", "description", "default", "examples"}:
+            self._read(left[key])
             if left[key] != right[key]:
                 raise self._refusal(f"two different {key!r:.80} for one value cannot be kept")
         return {**left, **right}
@@ -212,13 +234,23 @@ class _Function:
         """`schema` with what its $ref says."""
         while True:
             # Every walk through a schema comes here: unions of references could double it.
-            self._num_visits += 1
-            if self._num_visits > _MAX_VISITS:
-                raise self._refusal("its references and unions lead in a circle, or are too many")
+            self._spend(1 + len(schema))
             if "$ref" not in schema:
                 return schema
+            self._read(schema["$ref"])
             rest = {key: value for key, value in schema.items() if key != "$ref"}
             schema = {**self._target(schema["$ref"]), **rest}
+
+    def _read(self, value: Any) -> None:
+        """Pays for a walk through all of a JSON value."""
+        self._spend(len(json.dumps(value)) // 16)
+
+    def _spend(self, amount: int) -> None:
+        if not self._work.spend(amount):
+            raise self._refusal(
+                "references and unions lead in a circle, or those of all tools are too many: name "
+                "one tool, or use fewer of them"
+            )
 
     def _target(self, reference: Any) -> Mapping[str, Any]:
         target: Any = self._root
@@ -270,11 +302,11 @@ def _anchored(pattern: str) -> str:
 
 def _alternatives(pattern: str) -> list[str]:
     """`pattern` cut at each `|` that stands in no group, class or escape."""
-    pieces = [""]
+    pieces: list[list[str]] = [[]]
     depth, in_class = 0, False
     for token in re.findall(r"\\.|.", pattern, re.DOTALL):
         if token == "|" and not depth and not in_class:
-            pieces.append("")
+            pieces.append([])
             continue
         if in_class:
             in_class = token != "]"
@@ -282,8 +314,8 @@ def _alternatives(pattern: str) -> list[str]:
             in_class = True
         else:
             depth += {"(": 1, ")": -1}.get(token, 0)
-        pieces[-1] += token
-    return pieces
+        pieces[-1].append(token)
+    return ["".join(piece) for piece in pieces]
 
 
 def _either(rules: Iterable[str]) -> str:

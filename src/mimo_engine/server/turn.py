@@ -19,7 +19,6 @@ from mimo_engine.chat.stream_parser import StreamParser, Thinking, thinking_afte
 from mimo_engine.chat.tools import ToolSchema, tool_schemas
 from mimo_engine.config.sampling import GrammarSpec, SamplingParams, ThinkingSpec
 from mimo_engine.errors import ContextLengthError, RequestError
-from mimo_engine.grammar.tool_grammar import tool_grammar
 from mimo_engine.messages import TokenLogprobs
 from mimo_engine.multimodal.processor import MultimodalProcessorOutput
 from mimo_engine.server.answer import Answer, ThoughtCounter
@@ -67,7 +66,7 @@ class Turn:
         context.check_model(body.model)
         # Media may take a while: nothing is fetched or decoded for a client that has gone.
         prompt = await while_connected(receive, conversation_prompt(body, context))
-        task = _prepare(body, context, prompt)
+        task = await _prepare(body, context, prompt)
         if cuts_at_context:
             room = _room(context, len(prompt.token_ids))
             max_tokens = min(room, task.params.max_tokens or room)
@@ -220,7 +219,9 @@ class _Task:
     """The field that asked for params.grammar."""
 
 
-def _prepare(body: ChatRequest, context: ServerContext, prompt: MultimodalProcessorOutput) -> _Task:
+async def _prepare(
+    body: ChatRequest, context: ServerContext, prompt: MultimodalProcessorOutput
+) -> _Task:
     thinking = thinking_after(prompt.text)
     shown = body.shown_tools()
     field, grammar = body.format() or ("tool_choice", None)
@@ -230,7 +231,8 @@ def _prepare(body: ChatRequest, context: ServerContext, prompt: MultimodalProces
     tools = {} if grammar is not None else tool_schemas(shown)
     is_plain = body.separate_reasoning is False or (grammar is not None and thinking == "off")
     if body.must_call:
-        grammar = tool_grammar(shown, parallel=_max_calls(body, context) != 1)
+        is_parallel = _max_calls(body, context) != 1
+        grammar = await context.check_grammar.of_tools(shown, parallel=is_parallel)
     params = replace(
         body.sampling_params(context.defaults),
         grammar=grammar,

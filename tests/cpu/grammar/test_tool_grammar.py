@@ -138,6 +138,7 @@ DOUBLING = {
         ({"properties": {"a": {"$ref": "#/$defs/none"}}}, "not a schema"),
         ({"properties": {"a": {"$ref": "#/properties/a"}}}, "circle"),
         ({"properties": {"a": {"allOf": [{"$ref": "#/properties/a"}]}}}, "circle"),
+        ({"properties": {"a": {"anyOf": [{"$ref": "#/properties/a"}]}}}, "circle"),
         ({"properties": {"a": {"$ref": "#/$defs/u0"}}, "$defs": DOUBLING}, "too many"),
         ({"properties": {"a": {"type": "string", "minLength": "0})/"}}}, "minLength"),
         ({"properties": {"a": {"type": "string", "pattern": 1}}}, "pattern"),
@@ -163,6 +164,44 @@ def test_a_schema_that_cannot_be_kept_is_refused(parameters, message):
     with pytest.raises(RequestError, match=message) as caught:
         tool_grammar([tool("t", **parameters)])
     assert caught.value.param == "tools"
+
+
+class Counted(dict):
+    """Definitions that count how often one of them is visited."""
+
+    num_visits = 0
+
+    def get(self, key):
+        Counted.num_visits += 1
+        return super().get(key)
+
+
+def test_all_tools_together_have_one_bound_of_work(monkeypatch):
+    # None of them has a rule for its parameter, so that the grammar stays small.
+    defs = Counted({f"u{i}": {"anyOf": [{"$ref": f"#/$defs/u{i + 1}"}] * 2} for i in range(8)})
+    defs["u8"] = {"type": "string", "enum": ["</parameter>"]}
+    parameters = {"properties": {"a": {"$ref": "#/$defs/u0"}}, "$defs": defs}
+    monkeypatch.setattr(Counted, "num_visits", 0)
+    tool_grammar([tool("one", **parameters)])
+    of_one = Counted.num_visits
+    assert of_one >= 2**8
+    with pytest.raises(RequestError, match=r"those of all tools are too many") as caught:
+        tool_grammar([tool(f"t{i}", **parameters) for i in range(1000)])
+    assert caught.value.param == "tools"
+    assert Counted.num_visits < 100 * of_one
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        {"type": "string", "enum": ["</parameter>" + "x" * 100_000]},
+        {"type": "string", "pattern": "x" * 10_000},
+    ],
+)
+def test_what_is_long_and_named_often_is_too_much_work(leaf):
+    properties = {f"p{i}": {"$ref": "#/$defs/leaf"} for i in range(100)}
+    with pytest.raises(RequestError, match=r"too many|bytes"):
+        tool_grammar([tool("t", properties=properties, **{"$defs": {"leaf": leaf}})])
 
 
 def test_a_pattern_beyond_the_library_is_refused_by_the_check(compiler):
