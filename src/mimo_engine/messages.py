@@ -93,14 +93,18 @@ class Abort(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 EngineRequest = NewRequest | Abort
 
 
-class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
-    """Log-probabilities (natural log) at one position, of the model's own distribution."""
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Log-probabilities (natural log) at one position, of the model's own distribution.
+
+    Nothing in it is mutable, so that Python's garbage collector, which stops everything, need not
+    walk through those of a long prompt.
+    """
 
     token_id: int
     logprob: float
     rank: int
     """1 for the most likely token."""
-    top: list[tuple[int, float]]
+    top: tuple[tuple[int, float], ...]
     """The most likely (token id, logprob), best first; as many as were asked for."""
 
 

@@ -193,7 +193,7 @@ class FakeCore:
 def fake_logprobs(token_id, top, less=0.0):
     """The sampled token is the likeliest; the next ids follow it, half as likely each."""
     pairs = [(token_id + i, -0.5 - less - 0.7 * i) for i in range(top)]
-    return TokenLogprobs(token_id=token_id, logprob=-0.5 - less, rank=1, top=pairs)
+    return TokenLogprobs(token_id=token_id, logprob=-0.5 - less, rank=1, top=tuple(pairs))
 
 
 def build_fake_engine(config):

@@ -109,7 +109,9 @@ class _StopMatcher:
         self.text = text
         self.num_matched = 0
         """Length of the longest proper prefix of `text` that the stream ends with."""
-        self._shorter = _prefix_function(text)
+        self._shorter = [0]
+        """Entry i: length of the longest proper prefix of text[: i + 1] that is also its suffix.
+        Grows with what was matched: each of many outputs has its own, and most match little."""
 
     def feed(self, character: str) -> bool:
         """True when `character` completes the stop string."""
@@ -117,20 +119,17 @@ class _StopMatcher:
         while matched and self.text[matched] != character:
             matched = self._shorter[matched - 1]
         matched += self.text[matched] == character
+        if matched > len(self._shorter):
+            self._extend()
         complete = matched == len(self.text)
         self.num_matched = self._shorter[-1] if complete else matched
         return complete
 
-
-def _prefix_function(text: str) -> list[int]:
-    """Entry i: length of the longest proper prefix of text[: i + 1] that is also its suffix."""
-    table = [0]
-    for character in text[1:]:
-        length = table[-1]
-        while length and text[length] != character:
-            length = table[length - 1]
-        table.append(length + (text[length] == character))
-    return table
+    def _extend(self) -> None:
+        character, length = self.text[len(self._shorter)], self._shorter[-1]
+        while length and self.text[length] != character:
+            length = self._shorter[length - 1]
+        self._shorter.append(length + (self.text[length] == character))
 
 
 class OutputText:

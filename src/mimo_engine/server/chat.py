@@ -24,7 +24,7 @@ from mimo_engine.server.objects import (
     Delta,
     TopLogprob,
 )
-from mimo_engine.server.stream import drained, json_response, stream_events, while_connected
+from mimo_engine.server.stream import drained, json_response_of, stream_events, while_connected
 from mimo_engine.server.turn import Turn
 
 __all__ = ["chat_router"]
@@ -40,7 +40,7 @@ def chat_router(context: ServerContext) -> APIRouter:
         if body.stream:
             return await stream_events(request, renderer.chunks())
         await while_connected(request.receive, drained(turn.updates()))
-        return json_response(renderer.whole())
+        return await json_response_of(renderer.whole)
 
     return router
 

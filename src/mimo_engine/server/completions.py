@@ -29,7 +29,7 @@ from mimo_engine.server.objects import (
     finite,
 )
 from mimo_engine.server.schemas import CompletionRequest
-from mimo_engine.server.stream import drained, json_response, stream_events, while_connected
+from mimo_engine.server.stream import drained, json_response_of, stream_events, while_connected
 
 __all__ = ["completions_router"]
 
@@ -57,7 +57,7 @@ def completions_router(context: ServerContext) -> APIRouter:
         if body.stream:
             return await stream_events(request, renderer.chunks())
         await while_connected(request.receive, drained(generation.updates()))
-        return json_response(renderer.whole())
+        return await json_response_of(renderer.whole)
 
     return router
 
@@ -145,7 +145,11 @@ class _Renderer:
         """A chunk for each update that says anything, the last of a choice with its end."""
         async with aclosing(self._generation.updates()) as updates:
             async for update in updates:
-                choice = self._choice(update, number=update.index)
+                if self._body.echo and update.is_first:
+                    # With all of the prompt's log-probabilities.
+                    choice = await asyncio.to_thread(self._choice, update, number=update.index)
+                else:
+                    choice = self._choice(update, number=update.index)
                 if choice.text or choice.logprobs or choice.token_ids or choice.finish_reason:
                     yield self._completion([choice], usage=self._body.usage_in_every_chunk)
         if self._body.include_usage:

@@ -38,8 +38,9 @@ __all__ = ["LOOPED", "Generation", "ServerContext", "Update", "check_num_tokens"
 
 MAX_PROMPT_TOKENS = 8_000_000
 """Of one request, each prompt counted for every answer."""
-MAX_PROMPT_LOGPROBS = 8_000_000
-"""Of one request. A prompt of 262,144 tokens has room for 20 at each."""
+MAX_PROMPT_LOGPROBS = 2_000_000
+"""Of one request: they come from the engine in one message, which is read on the event loop. A
+prompt of 262,144 tokens has room for the five likeliest at each, OpenAI's limit, and its own."""
 
 LOOPED = "repetition_truncation"
 """The finish reason of an output that the loop guard ended; the name is that of Xiaomi's API."""

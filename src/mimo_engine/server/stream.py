@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
@@ -17,7 +17,13 @@ from mimo_engine.errors import MimoError
 from mimo_engine.server.errors import error_body
 from mimo_engine.utils.logging import describe_failure
 
-__all__ = ["drained", "json_response", "stream_events", "while_connected"]
+__all__ = [
+    "drained",
+    "json_response",
+    "json_response_of",
+    "stream_events",
+    "while_connected",
+]
 
 T = TypeVar("T")
 
@@ -26,6 +32,12 @@ logger = logging.getLogger(__name__)
 
 def json_response(content: Any) -> Response:
     return Response(msgspec.json.encode(content), media_type="application/json")
+
+
+async def json_response_of(make: Callable[[], Any]) -> Response:
+    """What `make` returns, made and encoded off the event loop: log-probabilities of a long text
+    are many megabytes."""
+    return await asyncio.to_thread(lambda: json_response(make()))
 
 
 async def while_connected(receive: Receive, work: Awaitable[T]) -> T:

@@ -348,4 +348,4 @@ def _row_result(choices: Sequence[TokenChoice], scores: Sequence[LogprobRow]) ->
 
 
 def _message(row: LogprobRow) -> TokenLogprobs:
-    return TokenLogprobs(row.token_id, row.logprob, row.rank, list(row.top))
+    return TokenLogprobs(row.token_id, row.logprob, row.rank, tuple(row.top))

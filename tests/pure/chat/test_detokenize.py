@@ -15,6 +15,16 @@ SHORT = st.text(alphabet="ab€", max_size=30)
 STOPS = st.lists(st.text(alphabet="ab€", min_size=1, max_size=4), max_size=3)
 
 
+class Watched(str):
+    """A text that counts how often a character of it is read."""
+
+    num_reads = 0
+
+    def __getitem__(self, key):
+        Watched.num_reads += 1
+        return super().__getitem__(key)
+
+
 def cut_anywhere(draw, ids):
     """`ids` in pieces of any sizes, empty ones included."""
     cuts = sorted(draw(st.lists(st.integers(0, len(ids)), max_size=6)))
@@ -140,7 +150,7 @@ def test_a_long_stop_string_costs_no_more_for_each_token(tokenizer):
 
 
 def output(ids, **fields):
-    scores = [TokenLogprobs(token_id, -1.0, 1, []) for token_id in ids]
+    scores = [TokenLogprobs(token_id, -1.0, 1, ()) for token_id in ids]
     return TokenOutput(request_id="r", token_ids=ids, logprobs=scores, **fields)
 
 
@@ -189,3 +199,22 @@ def test_tokens_after_the_end_are_our_own_mistake(tokenizer):
     grown.add(output([], finish_reason="abort"))
     with pytest.raises(AssertionError):
         grown.add(output([1]))
+
+
+def test_a_long_stop_string_costs_nothing_before_it_is_matched(tokenizer, monkeypatch):
+    monkeypatch.setattr(Watched, "num_reads", 0)
+    detokenizer = Detokenizer(tokenizer, [Watched("ab" * 500)])
+    assert Watched.num_reads == 0
+    detokenizer.push(byte_ids(tokenizer, "abab" + "x" * 10))
+    assert Watched.num_reads < 100
+
+
+@given(text=st.text(alphabet="ab", min_size=1, max_size=12), data=st.data())
+def test_a_stop_string_that_overlaps_with_itself_is_found_where_it_ends_first(
+    tokenizer, text, data
+):
+    before = data.draw(st.text(alphabet="ab", max_size=40))
+    end = (before + text).index(text) + len(text)
+    detokenizer = Detokenizer(tokenizer, [text], include_stop=True)
+    deltas, stopped, _ = stream(detokenizer, [byte_ids(tokenizer, before + text)])
+    assert ("".join(deltas), stopped) == ((before + text)[:end], text)

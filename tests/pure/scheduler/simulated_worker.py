@@ -223,7 +223,7 @@ class Worker:
         if admission.params.prompt_logprobs is not None:
             last = min(end, admission.num_prompt_tokens - 1)
             prompt_logprobs = tuple(
-                TokenLogprobs(token_ids[position + 1], float(position + 1), 1, [])
+                TokenLogprobs(token_ids[position + 1], float(position + 1), 1, ())
                 for position in range(row.start, last)
             )
         if not row.samples or self.rng.random() < self.luck.late:
@@ -248,7 +248,7 @@ class Worker:
                 slot.drafted_to = max(row.draft_visible_from, certain)
         logprobs = ()
         if admission.params.logprobs is not None:
-            logprobs = tuple(TokenLogprobs(token_id, -1.0, 1, []) for token_id in tokens)
+            logprobs = tuple(TokenLogprobs(token_id, -1.0, 1, ()) for token_id in tokens)
         return RowResult(
             token_ids=tuple(tokens), logprobs=logprobs, prompt_logprobs=prompt_logprobs
         )

@@ -197,7 +197,7 @@ def test_a_request_that_wants_prompt_logprobs_computes_every_row():
     step(scheduler)
     step(scheduler)
     add(scheduler, "b", prompt, prompt_logprobs=0)
-    entries = [TokenLogprobs(token_id, -1.0, 1, []) for token_id in prompt[1:]]
+    entries = [TokenLogprobs(token_id, -1.0, 1, ()) for token_id in prompt[1:]]
     plan = scheduler.plan()
     assert shape(plan) == [(0, 0, 8)]
     done = RowResult(prompt_logprobs=tuple(entries[:8]))
@@ -214,7 +214,7 @@ def test_logprobs_go_with_their_tokens():
     scheduler = make()
     add(scheduler, "a", 3, logprobs=1)
     plan = scheduler.plan()
-    entry = TokenLogprobs(1, -0.5, 1, [(1, -0.5)])
+    entry = TokenLogprobs(1, -0.5, 1, ((1, -0.5),))
     (output,) = scheduler.apply(
         plan, StepResult(rows=(RowResult(token_ids=(1,), logprobs=(entry,)),))
     )
@@ -260,7 +260,7 @@ def test_a_preempted_request_does_not_resend_prompt_logprobs():
             RowResult(
                 token_ids=(1,),
                 prompt_logprobs=tuple(
-                    TokenLogprobs(i, 0.0, 1, []) for i in range(row.start + 1, 15)
+                    TokenLogprobs(i, 0.0, 1, ()) for i in range(row.start + 1, 15)
                 )
                 if row.slot in wants
                 else (),
