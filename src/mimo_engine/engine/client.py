@@ -36,6 +36,7 @@ from mimo_engine.messages import (
     TokenOutput,
 )
 from mimo_engine.multimodal.shared_arrays import SharedArrays
+from mimo_engine.utils.logging import describe_failure
 
 __all__ = ["AsyncEngineClient", "OutputStream", "RestartPolicy"]
 
@@ -219,8 +220,8 @@ class AsyncEngineClient:
                 self.num_restarts += 1
                 self._process = process = EngineProcess(self._build, self._config, self._context)
         except Exception as error:
-            logger.exception("the supervisor of the engine failed")
-            reason = f"{type(error).__name__}: {error}"
+            logger.error("the supervisor of the engine failed: %s", describe_failure(error))
+            reason = f"{type(error).__name__}; the server's log says more"
         self._leave_service(
             reason,
             f"the engine process keeps ending and is not started again (last: {reason}); restart "

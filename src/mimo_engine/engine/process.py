@@ -49,7 +49,7 @@ from mimo_engine.messages import (
     TokenOutput,
 )
 from mimo_engine.multimodal.shared_arrays import SharedArrays
-from mimo_engine.utils.logging import setup_logging
+from mimo_engine.utils.logging import describe_failure, setup_logging
 
 __all__ = ["Core", "EngineProcess"]
 
@@ -163,18 +163,17 @@ def _run_engine(build: str, config: EngineConfig, directory: str, features: sock
         messages.set_hwm(0)
         messages.linger = 1000
         messages.connect(_address(directory))
+        has_served = False
         try:
             core: Core = pkgutil.resolve_name(build)(config)
             try:
                 messages.send(msgspec.msgpack.encode(core.info()))
+                has_served = True
                 _loop(core, messages, receiver)
             finally:
                 core.close()
-        except MimoError as error:
-            _fail(messages, str(error))
         except Exception as error:
-            logger.exception("the engine failed")
-            _fail(messages, f"{type(error).__name__}: {error}")
+            _fail(messages, _last_words(error, has_served=has_served))
 
 
 def _exit_on_signal(number: int, _frame: FrameType | None) -> NoReturn:
@@ -190,6 +189,21 @@ def _end_with_parent(directory: str) -> None:
     parent.join()
     shutil.rmtree(directory, ignore_errors=True)
     os._exit(1)
+
+
+def _last_words(error: Exception, *, has_served: bool) -> str:
+    """What the parent is told, whose log and clients it reaches. What nobody expected is logged."""
+    if isinstance(error, MimoError) and not isinstance(error, RequestError):
+        return str(error)
+    name = type(error).__name__
+    if not has_served:
+        # There is no request yet that a message could quote.
+        logger.exception("the engine failed")
+        return f"{name}: {error}"
+    # torch's errors are RuntimeErrors: they speak of shapes and memory.
+    description = describe_failure(error, with_message=(RuntimeError,))
+    logger.error("the engine failed: %s", description)
+    return f"{name}; the server's log says more"
 
 
 def _fail(messages: zmq.Socket[bytes], message: str) -> NoReturn:

@@ -25,20 +25,25 @@ def setup_logging() -> None:
     logger.propagate = False
 
 
-def describe_failure(error: BaseException) -> str:
+def describe_failure(
+    error: BaseException, *, with_message: tuple[type[BaseException], ...] = ()
+) -> str:
     """Types and frames of `error` and of what led to it, without messages.
 
     For failures while a request is served: a message may quote the request (KeyError and
     UnicodeError do), and no log holds a prompt unless that was asked for. The reason that the
-    operating system gives for an OSError is kept.
+    operating system gives for an OSError is kept, and so are messages of the types `with_message`,
+    which the caller knows to quote nothing.
     """
     lines: list[str] = []
     seen: set[int] = set()
     one: BaseException | None = error
     while one is not None and id(one) not in seen:
         seen.add(id(one))
-        reason = f": {one.strerror}" if isinstance(one, OSError) and one.strerror else ""
-        lines.append(f"{type(one).__qualname__}{reason}\n")
+        reason = one.strerror if isinstance(one, OSError) else None
+        if isinstance(one, with_message):
+            reason = str(one)
+        lines.append(f"{type(one).__qualname__}{f': {reason}' if reason else ''}\n")
         lines += traceback.format_tb(one.__traceback__)
         one = one.__cause__ or one.__context__
     return "".join(lines).rstrip()

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from mimo_engine.utils.logging import setup_logging
+from mimo_engine.utils.logging import describe_failure, setup_logging
 
 
 @pytest.fixture
@@ -28,3 +28,19 @@ def test_other_loggers_are_left_alone(package_logger):
     before = list(logging.getLogger().handlers)
     setup_logging()
     assert logging.getLogger().handlers == before
+
+
+def test_a_failure_is_described_without_messages_but_for_those_of_known_types():
+    try:
+        try:
+            _ = {}["a secret"]
+        except KeyError as error:
+            raise RuntimeError("out of memory") from error
+    except RuntimeError as error:
+        plain, with_message = (
+            describe_failure(error, with_message=kinds) for kinds in ((), (RuntimeError,))
+        )
+    assert plain.startswith("RuntimeError\n")
+    assert with_message.startswith("RuntimeError: out of memory\n")
+    assert "KeyError\n" in with_message
+    assert "in test_a_failure" in with_message
