@@ -418,6 +418,8 @@ def test_other_http_errors_have_the_same_shape(server, client):
     for response, status, message in (
         (server.get("/nowhere"), 404, "Not Found"),
         (server.get("/v1/completions"), 405, "Not Allowed"),
+        (server.post("/v1/responses/input_tokens", {"input": "x"}), 404, "count_tokens"),
+        (server.post("/v1/responses/compact", {"input": "x"}), 404, "not served"),
         (httpx.post(url, content=b"{not json", headers=json_type), 400, "not JSON"),
         (httpx.post(url, content=b'{"prompt": "a"}', headers=text_type), 400, "content-type"),
         (httpx.post(url, json=["a list"]), 400, "JSON object"),
@@ -461,3 +463,9 @@ def test_metrics_tell_times_pages_hits_and_ends(server, client):
     assert server.metric("mimo_engine_engine_up") == 1
     assert server.metric("mimo_engine_engine_restarts_total") == 0
     assert server.get("/health").json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize("path", ["/health", "/ping"])
+def test_probes_may_ask_for_the_head_alone(server, path):
+    response = httpx.head(f"{server.url}{path}", timeout=30)
+    assert (response.status_code, response.content) == (200, b"")

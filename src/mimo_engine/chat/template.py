@@ -333,7 +333,8 @@ def _tool_call(call: Any, where: str) -> Message:
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise RequestError(f"{where}.function must be an object with a name", param="messages")
     arguments = function.get("arguments")
-    if arguments is None:
+    # Some clients send nothing for a call without parameters.
+    if arguments is None or arguments == "":
         arguments = {}
     if isinstance(arguments, str):
         if len(arguments) > _MAX_ARGUMENTS_CHARS:

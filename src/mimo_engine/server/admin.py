@@ -32,6 +32,8 @@ def admin_router(context: ServerContext) -> APIRouter:
         context.check_model(name)
         return json_response(_card(context))
 
+    @router.head("/ping", include_in_schema=False)
+    @router.head("/health", include_in_schema=False)
     @router.get("/ping")
     @router.get("/health")
     async def health() -> Response:

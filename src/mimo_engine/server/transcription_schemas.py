@@ -144,6 +144,10 @@ class TranscriptionRequest(RequestModel):
 
 async def read_form(request: Request) -> tuple[TranscriptionRequest, bytes]:
     """The fields and the file. RequestError, RequestValidationError: what is wrong with them."""
+    # The other kind of form has no files, and Starlette has no limit for its fields.
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "multipart/form-data":
+        raise RequestError(f"the content-type is {kind!r:.80}: {_FILE_FORM}", param="file")
     async with request.form(max_files=1, max_fields=_MAX_FIELDS) as form:
         fields = _fields(form)
         upload = form.get("file")

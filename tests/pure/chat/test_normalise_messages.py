@@ -33,7 +33,13 @@ def test_arguments_become_an_object():
     assert [c["function"]["arguments"] for c in message["tool_calls"]] == [{"a": [1]}, {"b": 2}]
 
 
-@pytest.mark.parametrize("arguments", ["", "{", "[1]", "null", '"x"', "[" * 100_000, 3])
+@pytest.mark.parametrize("arguments", ["", None, "{}"])
+def test_a_call_without_parameters_may_have_no_arguments(arguments):
+    (message,) = normalise_messages([assistant(tool_calls=[call(arguments)])])
+    assert message["tool_calls"][0]["function"]["arguments"] == {}
+
+
+@pytest.mark.parametrize("arguments", [" ", "{", "[1]", "null", '"x"', "[" * 100_000, 3])
 def test_arguments_that_are_no_object_are_refused(arguments):
     with pytest.raises(RequestError, match=r"messages\[0\].tool_calls\[0\].function.arguments"):
         normalise_messages([assistant(tool_calls=[call(arguments)])])

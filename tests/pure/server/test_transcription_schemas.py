@@ -1,10 +1,13 @@
 """What a form says to the model, and the fields that it may have."""
 
+import asyncio
+
 import pytest
+from starlette.requests import Request
 
 from mimo_engine.errors import RequestError
 from mimo_engine.server.languages import LANGUAGES
-from mimo_engine.server.transcription_schemas import TranscriptionRequest, form_schema
+from mimo_engine.server.transcription_schemas import TranscriptionRequest, form_schema, read_form
 
 
 def request(**fields):
@@ -55,6 +58,20 @@ def test_a_default_of_tokens_yields_to_the_context_and_a_demand_does_not(
 def test_parameters_out_of_bounds_are_refused():
     with pytest.raises(RequestError, match="temperature"):
         request(temperature="-1").sampling_params(1.0, 99)
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/x-www-form-urlencoded", "application/json", "multipart/mixed", ""]
+)
+def test_what_is_no_form_with_files_is_refused_unread(kind):
+    async def receive():
+        raise AssertionError("the body is read")
+
+    headers = [(b"content-type", kind.encode())] if kind else []
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": headers}
+    with pytest.raises(RequestError, match="send multipart/form-data") as caught:
+        asyncio.run(read_form(Request(scope, receive)))
+    assert caught.value.param == "file"
 
 
 def test_the_schema_for_clients_has_the_file_and_every_field():

@@ -30,6 +30,11 @@ def responses_router(context: ServerContext) -> APIRouter:
             return await stream_events(request, run.events(), named=True)
         return _json(await while_connected(request.receive, run.whole()))
 
+    # They would be a 405 otherwise, as names of responses.
+    for name in ("input_tokens", "compact"):
+        path = f"/v1/responses/{name}"
+        router.add_api_route(path, _not_served, methods=["POST"], include_in_schema=False)
+
     @router.get("/v1/responses/{response_id}")
     async def retrieve(response_id: str, request: Request) -> Response:
         for name, value in request.query_params.items():
@@ -72,6 +77,14 @@ def responses_router(context: ServerContext) -> APIRouter:
         )
 
     return router
+
+
+async def _not_served(request: Request) -> Response:
+    raise CodedError(
+        f"POST {request.url.path} is not served: POST /v1/messages/count_tokens and /tokenize "
+        "count tokens; send fewer items to shorten a conversation",
+        status=404,
+    )
 
 
 def _json(content: bytes) -> Response:
