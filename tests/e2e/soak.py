@@ -203,12 +203,10 @@ class _Run:
 
     async def client(self, end):
         """Talks until `end`, and then for what nobody has asked yet."""
-        while (now := time.monotonic()) < end or (
-            self._report.routes - self._report.asked and now < end + PATIENCE_S
-        ):
+        while self._goes_on(end):
             talk = self._traffic.next()
             ask = next(talk)
-            while ask is not None:
+            while ask is not None and self._goes_on(end):
                 answer = await self._try(self._traffic.hurried(ask))
                 try:
                     ask = talk.send(answer)
@@ -217,6 +215,10 @@ class _Run:
                 except Exception as error:
                     self._fault(ask, f"is not as it should be: {error!r}: {answer}")
                     ask = None
+
+    def _goes_on(self, end):
+        now = time.monotonic()
+        return now < end or (self._report.routes - self._report.asked and now < end + KILL_S)
 
     async def _try(self, ask):
         """What was answered; None: not what the talk goes on with."""
@@ -238,7 +240,7 @@ class _Run:
             return answer
         if was_hit and outcome in (500, 503):
             # The new engine needs the machine more than a refusal after the other does.
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.5)
         elif outcome != "left":
             self._fault(
                 ask, f"was answered {outcome}, not {ask.status}: {json.dumps(answer)[:400]}"
