@@ -8,6 +8,7 @@ A table of functions is all there is to it. Nothing falls back: a chosen one tha
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -29,6 +30,12 @@ from mimo_engine.kernels.segment_attention import segment_attention
 
 __all__ = ["REFERENCE", "AttentionRows", "Kernels", "StepKernels", "choose_kernels", "describe"]
 
+
+_logger = logging.getLogger(__name__)
+
+_SHARED_BYTES = 168 * 1024
+"""Of a block: what attention over prompts takes at heads of 192 (`make check-sass`). GPUs of compute capability
+8.9 and 12 have 99 KiB."""
 
 AttentionRows = Sequence[AttentionGroup] | PagedRows
 """What attention is told of a batch: every row stands in one group, or in one sequence."""
@@ -89,28 +96,39 @@ REFERENCE = Kernels(
 
 
 def choose_kernels(choice: KernelChoice, device: torch.device, dtype: torch.dtype) -> Kernels:
-    """`auto`: Triton for bfloat16 on a GPU that has FP8 (compute capability 8.9), plain torch
-    elsewhere. Raises ConfigError for a choice that cannot run here."""
-    fits = device.type == "cuda" and dtype is torch.bfloat16
-    has_fp8 = fits and torch.cuda.get_device_capability(device) >= (8, 9)
-    if choice == "reference" or (choice == "auto" and not has_fp8):
+    """`auto`: Triton for bfloat16 on a GPU that has FP8 (compute capability 8.9) and enough shared
+    memory, plain torch elsewhere. Raises ConfigError for a choice that cannot run here."""
+    if choice == "reference":
         return REFERENCE
-    if not fits:
+    if device.type != "cuda" or dtype is not torch.bfloat16:
+        if choice == "auto":
+            return REFERENCE
         raise ConfigError(
             f"--kernels triton computes bfloat16 on a GPU, not {dtype} on {device.type}: use "
             "--dtype bfloat16 on a GPU, or --kernels reference"
         )
-    if not has_fp8:
-        raise ConfigError(
-            "--kernels triton needs a GPU with FP8 (compute capability 8.9 or more): use "
-            "--kernels reference"
-        )
+    if lack := _lack(device):
+        if choice == "auto":
+            _logger.warning("plain PyTorch in place of Triton kernels, which need %s", lack)
+            return REFERENCE
+        raise ConfigError(f"--kernels triton needs {lack}: use --kernels reference")
     if find_spec("triton") is None:
         raise ConfigError(
             "Triton is not installed: it comes with torch's builds for GPUs; `pip install triton`, "
             "or use --kernels reference"
         )
     return _triton()
+
+
+def _lack(device: torch.device) -> str:
+    """What the kernels need and this GPU has not; empty where it has all."""
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 9):
+        return f"a GPU with FP8 (compute capability 8.9; here: {'.'.join(map(str, capability))})"
+    own = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    if own < _SHARED_BYTES:
+        return f"{_SHARED_BYTES // 1024} KiB of shared memory a block (here: {own // 1024})"
+    return ""
 
 
 def _triton() -> Kernels:
