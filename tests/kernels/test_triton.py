@@ -8,10 +8,11 @@ from mimo_engine.kernels.cases import OPS
 from mimo_engine.kernels.op import relative_error
 
 CASES = [
-    pytest.param(op, case, id=f"{op.name}: {case.name}")
+    pytest.param(op, case, seed, id=f"{op.name}: {case.name}, seed {seed}")
     for op in OPS
     for case in op.cases
     if case.is_small or ON_GPU
+    for seed in range(3 if ON_GPU and case.is_small else 1)
 ]
 
 
@@ -20,8 +21,7 @@ def copied(value):
     return value.clone() if isinstance(value, torch.Tensor) else value
 
 
-@pytest.mark.parametrize(("op", "case"), CASES)
-@pytest.mark.parametrize("seed", range(3 if ON_GPU else 1))
+@pytest.mark.parametrize(("op", "case", "seed"), CASES)
 def test_triton_is_the_reference(op, case, seed, device, poisoned) -> None:
     torch.manual_seed(seed)
     arguments = case.make(device)
