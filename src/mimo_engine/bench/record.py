@@ -17,7 +17,7 @@ from typing import Any
 
 from mimo_engine.errors import ConfigError
 
-__all__ = ["append_result", "hardware", "repository_root"]
+__all__ = ["append_line", "append_result", "hardware", "repository_root"]
 
 
 def append_result(name: str, payload: Mapping[str, Any]) -> Path:
@@ -25,20 +25,24 @@ def append_result(name: str, payload: Mapping[str, Any]) -> Path:
 
     Returns the file. Raises ConfigError outside a checkout of the repository.
     """
-    root = repository_root()
+    path = repository_root() / "benchmarks" / "results" / f"{name}.jsonl"
+    append_line(path, name, payload)
+    return path
+
+
+def append_line(path: Path, name: str, payload: Mapping[str, Any]) -> None:
+    """Append the same line to a file anywhere. Raises ConfigError as `append_result` does."""
     record = {
         "bench": name,
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "commit": _commit(root),
+        "commit": _commit(repository_root()),
         "hardware": hardware(),
         "python": platform.python_version(),
         **payload,
     }
-    path = root / "benchmarks" / "results" / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
-    return path
 
 
 def hardware() -> str:
@@ -65,12 +69,14 @@ def repository_root() -> Path:
 
 
 def _commit(root: Path) -> str:
-    """The short commit, with "+" when tracked sources differ from it; "unknown" without git."""
+    """The short commit, with "+" when tracked sources differ from it. Without git what the file
+    `.commit` says, for copies of a checkout; "unknown" without that."""
     try:
         commit = _git(root, "rev-parse", "--short=12", "HEAD")
         changed = _git(root, "status", "--porcelain", "--untracked-files=no", "src")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        named = root / ".commit"
+        return named.read_text(encoding="ascii").strip() if named.exists() else "unknown"
     return commit + ("+" if changed else "")
 
 

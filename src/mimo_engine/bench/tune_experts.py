@@ -13,7 +13,7 @@ whole beside the served one. Ends by itself before the limit, but for a kernel t
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from mimo_engine.bench.ceilings import graph_seconds
-from mimo_engine.bench.record import repository_root
+from mimo_engine.bench.record import append_line, repository_root
 from mimo_engine.kernels.linear import reference as linear_reference
 from mimo_engine.kernels.linear.cases import random_fp8
 from mimo_engine.kernels.linear.triton import (
@@ -96,6 +96,10 @@ class Candidate:
     predicted_us: float
 
     @property
+    def full_name(self) -> str:
+        return f"{self.product} {self.name}"
+
+    @property
     def is_served(self) -> bool:
         return _SERVED_NAMES[self.product] == self.name
 
@@ -116,6 +120,8 @@ class Result:
     problem: str = ""
     seconds: float
     """With the compiler's."""
+    is_fatal: bool = False
+    """Whether the device's context is lost: nothing that follows could run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -239,6 +245,7 @@ def _try(bench: _Bench, candidate: Candidate) -> Result:
     started = perf_counter()
     error, problem = None, ""
     us: dict[str, float] = {}
+    is_fatal = False
     try:
         error = bench.error(candidate)
         if error <= _TOLERANCE:
@@ -248,13 +255,24 @@ def _try(bench: _Bench, candidate: Candidate) -> Result:
             problem = "wrong"
     except Exception as failure:  # of the compiler or a launch: the others are still to be seen
         problem = repr(failure)[:200]
+        is_fatal = _is_lost()
     return Result(
         candidate=candidate,
         error=error,
         us=us,
         problem=problem,
         seconds=round(perf_counter() - started, 1),
+        is_fatal=is_fatal,
     )
+
+
+def _is_lost() -> bool:
+    """Whether a kernel broke the device's context: every later call fails then."""
+    try:
+        torch.cuda.synchronize()
+    except torch.AcceleratorError:
+        return True
+    return False
 
 
 def _row(result: Result) -> str:
@@ -286,12 +304,12 @@ def _best_plan(results: Sequence[Result]) -> ManyPlan:
 
 
 def _append(path: Path, record: Mapping[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"device": torch.cuda.get_device_name(), **record}) + "\n")
+    append_line(path, "tune_experts", {"device": torch.cuda.get_device_name(), **record})
 
 
-def run(path: Path, limit_s: float) -> None:
-    """Try all, as far as the time goes."""
+def run(path: Path, limit_s: float, skipped: Sequence[str]) -> None:
+    """Try all but those skipped, as far as the time goes. Exits with 1 after a kernel that broke
+    the device's context."""
     started = perf_counter()
     bench = _Bench()
     names = "".join(f"{load.name:>14}" for load in bench.loads)
@@ -309,6 +327,8 @@ def run(path: Path, limit_s: float) -> None:
     results: list[Result] = []
     slowest = 0.0
     for candidate in candidates():
+        if candidate.full_name in skipped:
+            continue
         if perf_counter() - started + slowest > limit_s:
             print("the time is up")
             break
@@ -317,9 +337,14 @@ def run(path: Path, limit_s: float) -> None:
         slowest = max(slowest, result.seconds)
         print(_row(result), flush=True)
         _append(path, {**asdict(result)})
+        if result.is_fatal:
+            print(f'the context is lost: go on with --skip "{candidate.full_name}"')
+            break
     print("best first")
     for product in _SERVED_NAMES:
         print(*map(_row, _best(results, product)), sep="\n", flush=True)
+    if results and results[-1].is_fatal:
+        sys.exit(1)
     for name, plan in (("served", SERVED), ("best", _best_plan(results))):
         if perf_counter() - started + slowest > limit_s:
             break
@@ -332,10 +357,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--limit-s", type=float, default=180.0, help="after which nothing is begun")
     parser.add_argument("--out", type=Path, help="where lines are appended")
+    parser.add_argument(
+        "--skip", action="append", default=[], metavar='"PRODUCT NAME"', help="a candidate"
+    )
     options = parser.parse_args()
-    path = options.out or repository_root() / "benchmarks" / "results" / "tune_experts.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    run(path, options.limit_s)
+    results = repository_root() / "benchmarks" / "results"
+    run(options.out or results / "tune_experts.jsonl", options.limit_s, options.skip)
 
 
 if __name__ == "__main__":

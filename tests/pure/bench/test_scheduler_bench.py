@@ -34,6 +34,17 @@ def test_a_result_is_one_json_line_that_names_no_directory(tmp_path, monkeypatch
     assert "CPUs" in records[0]["hardware"]
 
 
+def test_a_copy_of_a_checkout_says_which_commit_it_is_of(tmp_path, monkeypatch):
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / ".commit").write_text("fd017668694b\n")
+    monkeypatch.chdir(tmp_path)
+    assert json.loads(record.append_result("a", {}).read_text())["commit"] == "fd017668694b"
+    record.append_line(tmp_path / "out" / "b.jsonl", "b", {"value": 3})
+    line = json.loads((tmp_path / "out" / "b.jsonl").read_text())
+    assert (line["bench"], line["commit"], line["value"]) == ("b", "fd017668694b", 3)
+
+
 def test_recording_outside_a_checkout_is_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(record, "__file__", str(tmp_path / "record.py"))
