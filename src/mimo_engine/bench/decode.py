@@ -36,14 +36,16 @@ from mimo_engine.messages import NewRequest
 from mimo_engine.model.mtp import MtpLayers
 from mimo_engine.model.text import TextModel
 
-__all__ = ["SliceOptions", "bench_prefill", "bench_steps"]
+__all__ = ["BATCHES", "CONTEXTS", "LENGTHS", "SliceOptions", "bench_prefill", "bench_steps"]
 
 _CHUNK = 8192
 _NUM_TOGETHER, _NUM_MORE = 8, 64
 """Steps of all requests at once, at least, and by how many tokens one run is longer."""
 _NUM_COUNTED = 4096
 """Tokens of requests whose experts are counted: never reached."""
-_BATCHES = (1, 8, 32, 128)
+BATCHES = (1, 8, 32, 128)
+CONTEXTS = (1024,)
+LENGTHS = (4096, 32768)
 _NUM_CHECKED_LAYERS = 3
 _PEERS = {  # ms; perf.md 1
     "vLLM 0.26.0": {1: 2.19, 8: 6.57, 32: 14.69, 128: 36.0, 4096: 67.9, 32768: 580},
@@ -259,8 +261,8 @@ def _save(
 def bench_steps(
     options: SliceOptions,
     *,
-    batches: Sequence[int] = _BATCHES,
-    contexts: Sequence[int] = (1024,),
+    batches: Sequence[int] = BATCHES,
+    contexts: Sequence[int] = CONTEXTS,
     drafts: int = 0,
     check: bool = False,
 ) -> None:
@@ -306,7 +308,7 @@ def bench_steps(
     _save("step", options, {"drafts": drafts}, ceilings, results)
 
 
-def bench_prefill(options: SliceOptions, *, lengths: Sequence[int] = (4096, 32768)) -> None:
+def bench_prefill(options: SliceOptions, *, lengths: Sequence[int] = LENGTHS) -> None:
     """Print the times of one prompt's prefill and its first token, and append one JSON line."""
     ceilings = measure_ceilings()
     generator = torch.Generator().manual_seed(0)

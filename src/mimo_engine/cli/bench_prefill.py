@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 
-from mimo_engine.bench.decode import SliceOptions, bench_prefill
+from mimo_engine.bench.decode import LENGTHS, SliceOptions, bench_prefill
 from mimo_engine.errors import ConfigError
 
 
@@ -19,11 +20,12 @@ class Command:
     """
 
     slice: SliceOptions = field(default_factory=SliceOptions)
-    lengths: tuple[int, ...] = (4096, 32768)
+    lengths: tuple[tuple[int, ...], ...] = ()
+    """Tokens of a prompt. Default: 4096 32768."""
 
 
 def run(command: Command) -> int:
     if not torch.cuda.is_available():
         raise ConfigError("torch sees no GPU here: `bench prefill` times what runs on one")
-    bench_prefill(command.slice, lengths=command.lengths)
+    bench_prefill(command.slice, lengths=tuple(chain(*command.lengths)) or LENGTHS)
     return 0

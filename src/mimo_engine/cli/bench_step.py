@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 
-from mimo_engine.bench.decode import SliceOptions, bench_steps
+from mimo_engine.bench.decode import BATCHES, CONTEXTS, SliceOptions, bench_steps
 from mimo_engine.errors import ConfigError
 
 
@@ -19,9 +20,10 @@ class Command:
     """
 
     slice: SliceOptions = field(default_factory=SliceOptions)
-    batches: tuple[int, ...] = (1, 8, 32, 128)
-    contexts: tuple[int, ...] = (1024,)
-    """Tokens of each prompt."""
+    batches: tuple[tuple[int, ...], ...] = ()
+    """Requests at once. Default: 1 8 32 128."""
+    contexts: tuple[tuple[int, ...], ...] = ()
+    """Tokens of each prompt. Default: 1024."""
     drafts: int = 0
     """Verified and made in every step."""
     check: bool = False
@@ -33,8 +35,8 @@ def run(command: Command) -> int:
         raise ConfigError("torch sees no GPU here: `bench step` times what runs on one")
     bench_steps(
         command.slice,
-        batches=command.batches,
-        contexts=command.contexts,
+        batches=tuple(chain(*command.batches)) or BATCHES,
+        contexts=tuple(chain(*command.contexts)) or CONTEXTS,
         drafts=command.drafts,
         check=command.check,
     )

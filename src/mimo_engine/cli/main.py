@@ -35,7 +35,8 @@ COMMANDS = {
 }
 
 # Flat flags: `--page-size`, not `--engine.cache.page-size`. A list is given by repeating its flag,
-# so that it cannot swallow the model that follows it.
+# so that it cannot swallow the model that follows it; what is given adds to the default, which is
+# empty therefore. A list of lists takes several values a flag, where no model can follow.
 _FLAG_STYLE = (
     tyro.conf.DisallowNone,
     tyro.conf.OmitArgPrefixes,

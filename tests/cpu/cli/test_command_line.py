@@ -1,9 +1,13 @@
 """The command line: its flags are frozen here, its errors are one line."""
 
+import dataclasses
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+from typing import get_origin, get_type_hints
 
 import pytest
 import torch
@@ -138,6 +142,34 @@ def test_without_flags_the_config_tree_has_its_defaults() -> None:
     assert parse("serve", ["dir"]).engine == EngineConfig(model="dir")
 
 
+def lists(kind: type, name: str = "") -> Iterator[tuple[str, object]]:
+    """Fields of a dataclass, and of those in it, that are lists: (name, default)."""
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if get_origin(hints[field.name]) is tuple:
+            yield f"{name}{field.name}", field.default
+        elif dataclasses.is_dataclass(hints[field.name]):
+            yield from lists(hints[field.name], f"{name}{field.name}.")
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_a_list_is_empty_by_default_since_values_add_to_it(name: str) -> None:
+    found = dict(lists(command_line._module(name).Command))
+    assert set(found.values()) <= {(), dataclasses.MISSING}
+    assert found or name in ("random-checkpoint", "eval")
+
+
+@pytest.mark.parametrize(
+    ("line", "batches"),
+    [("", ()), ("1", (1,)), ("1 8", (1, 8)), ("1 --batches 8 32", (1, 8, 32))],
+)
+def test_sizes_of_a_bench_are_given_together_or_one_by_one(
+    line: str, batches: tuple[int, ...]
+) -> None:
+    command = parse("bench step", f"--batches {line}".split() if line else [])
+    assert tuple(chain(*command.batches)) == batches
+
+
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"mimo-engine {mimo_engine.__version__}\n"
@@ -174,6 +206,13 @@ def test_the_command_line_imports_neither_torch_nor_triton() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_package_is_a_command_too() -> None:
+    program = [sys.executable, "-m", "mimo_engine", "bench", "step", "--batches", "1", "--help"]
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: mimo-engine bench step")
 
 
 @pytest.mark.parametrize(
