@@ -34,8 +34,8 @@ __all__ = ["REFERENCE", "AttentionRows", "Kernels", "StepKernels", "choose_kerne
 _logger = logging.getLogger(__name__)
 
 _SHARED_BYTES = 168 * 1024
-"""Of a block: what attention over prompts takes at heads of 192 (`make check-sass`). GPUs of compute capability
-8.9 and 12 have 99 KiB."""
+"""Of a block: what attention of prompts takes at heads of 192 (`make check-sass`), the most of all.
+GPUs of compute capability 8.9 and 12 have 99 KiB."""
 
 AttentionRows = Sequence[AttentionGroup] | PagedRows
 """What attention is told of a batch: every row stands in one group, or in one sequence."""
