@@ -260,6 +260,27 @@ def test_however_it_is_asked_the_text_is_that_without_drafts(
     assert same_outputs(run(plain, prompts, params), outputs) >= len(prompts) - allowed
 
 
+def test_a_grammar_that_cannot_be_followed_ends_its_request_where_it_does_without_drafts(
+    plain, drafting, prompts_of
+):
+    ways = " | ".join(" ".join(["s"] * length) for length in range(2, 9))
+    grammars = [
+        GrammarSpec(kind="lark", text=f"start: {'c ' * count} s\ns: {ways} | c\nc: /(.|\\n)/")
+        for count in range(9)
+    ]
+    params = [replace(GREEDY, grammar=grammar) for grammar in grammars]
+    prompts = prompts_of(["text/word_problems"], 1, 6) * len(params)
+    expected = run(plain, prompts, params)
+    before = drafting.core.stats().drafts
+    outputs = run(drafting, prompts, params) + run_alone(drafting, prompts, params)
+    assert drafting.core.stats().drafts.num_accepted > before.num_accepted
+    assert same_outputs(expected * 2, outputs) == len(outputs)
+    assert [output.error for output in outputs] == [output.error for output in expected * 2]
+    failed = [output for output in expected if output.finish_reason == "error"]
+    assert all("make it simpler" in output.error for output in failed)
+    assert len({len(output.token_ids) for output in failed}) > 2
+
+
 def assert_close(scores, others):
     for one, other in zip(scores, others, strict=True):
         assert (one.token_id, one.rank) == (other.token_id, other.rank)

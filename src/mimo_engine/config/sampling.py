@@ -27,9 +27,10 @@ _HALF_PAIR = re.compile("[\ud800-\udfff]")
 class GrammarSpec:
     """What the answer (all that is not thinking) must match, from its first token to its last."""
 
-    kind: Literal["json_schema", "regex", "lark"]
+    kind: Literal["json_schema", "regex", "lark", "tools"]
     text: str
-    """The schema as JSON, the regular expression, or the grammar in llguidance's Lark."""
+    """The schema as JSON, the regular expression, or the grammar in llguidance's Lark: anybody's,
+    or one that tool_grammar made."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,12 +6,12 @@
                     it may be ended by a tool call, until that
     answer          what the grammar says; everything where there is none
 
-The state is two counts and the matcher's, so that tokens can be taken back one by one across every
-boundary: a row of drafts is walked forward and back again.
+The state is two counts and the matcher's, so that a copy, to be walked over drafts, is cheap.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 
 from mimo_engine.config.sampling import SamplingParams, ThinkingSpec
@@ -76,7 +76,10 @@ class TokenConstraint:
         return self._bytes(int.from_bytes(answer, "little") | 1 << thinking.start_id)
 
     def accept(self, token_id: int) -> bool:
-        """Take a token; False, and nothing changes, when it may not come next."""
+        """Take a token; False, and nothing changes, when it may not come next.
+
+        RequestError: as `Matcher.accept`.
+        """
         thinking = self._thinking
         if thinking is not None and self._is_thinking:
             is_end = token_id == thinking.end_id
@@ -93,16 +96,11 @@ class TokenConstraint:
         self._num_answer += 1
         return True
 
-    def rollback(self, num_tokens: int) -> None:
-        """Take back the last accepted tokens."""
-        assert num_tokens <= self.num_accepted
-        num_answer = min(num_tokens, self._num_answer)
-        self._num_answer -= num_answer
-        if num_answer and self._matcher is not None:
-            self._matcher.rollback(num_answer)
-        if num_tokens > num_answer:
-            self._num_thinking -= num_tokens - num_answer
-            self._is_closed = False
+    def copy(self) -> TokenConstraint:
+        """One that goes its own way from here."""
+        other = copy.copy(self)
+        other._matcher = None if self._matcher is None else self._matcher.copy()
+        return other
 
     @property
     def _is_thinking(self) -> bool:

@@ -46,7 +46,12 @@ _NUM_CACHED = 64
 _STACK_BYTES = 128 * 1024 * 1024
 _stack_size_lock = threading.Lock()
 
-_NAMES = {"json_schema": "JSON schema", "regex": "regular expression", "lark": "grammar"}
+_NAMES = {
+    "json_schema": "JSON schema",
+    "regex": "regular expression",
+    "lark": "grammar",
+    "tools": "grammar of the tools",
+}
 
 T = TypeVar("T")
 
@@ -80,30 +85,38 @@ class Matcher:
         if self._num_ends:
             return self._end_mask
         mask = self._core.compute_bitmask()[: len(self._end_mask)]
-        if self._core.is_error():
-            raise RequestError(
-                f"the grammar cannot be followed further ({_first_line(self._core.get_error())}); "
-                "make it simpler"
-            )
+        self._check()
         if not any(mask):
             raise RequestError("the grammar allows no token here: no text can match it")
         return mask
 
     def accept(self, token_id: int) -> bool:
-        """Take a token; False, and nothing changes, when it may not come next."""
+        """Take a token; False, and nothing changes, when it may not come next.
+
+        RequestError: the grammar went over its limits here; it will at every call from now on.
+        """
         if token_id in self._end_ids:
             is_end = self.is_accepting
             self._num_ends += is_end
             return is_end
-        return not self._num_ends and self._core.try_consume_tokens([token_id]) == 1
+        if self._num_ends:
+            return False
+        is_taken = self._core.try_consume_tokens([token_id]) == 1
+        self._check()
+        return is_taken
 
-    def rollback(self, num_tokens: int) -> None:
-        """Take back the last accepted tokens."""
-        num_ends = min(num_tokens, self._num_ends)
-        self._num_ends -= num_ends
-        if num_tokens > num_ends:
-            done = self._core.rollback(num_tokens - num_ends)
-            assert done, self._core.get_error()
+    def copy(self) -> Matcher:
+        """One that goes its own way from here: tens of microseconds."""
+        other = Matcher(self._core.deep_copy(), self._end_ids, self._end_mask)
+        other._num_ends = self._num_ends
+        return other
+
+    def _check(self) -> None:
+        if self._core.is_error():
+            raise RequestError(
+                f"the grammar cannot be followed further ({_first_line(self._core.get_error())}); "
+                "make it simpler"
+            )
 
 
 class GrammarCompiler:
@@ -162,7 +175,7 @@ class GrammarCompiler:
         if size > MAX_GRAMMAR_BYTES:
             return f"the {name} has {size} bytes; at most {MAX_GRAMMAR_BYTES} are taken"
         try:
-            core = LLMatcher(self._tokenizer, _source(spec), log_level=0, limits=_limits())
+            core = LLMatcher(self._tokenizer, _source(spec), log_level=0, limits=_limits(spec))
         except ValueError as error:
             return f"the {name} cannot be read: {_first_line(str(error))}"
         if not core.is_error():
@@ -186,18 +199,31 @@ def _source(spec: GrammarSpec) -> str:
             return LLMatcher.grammar_from_json_schema(spec.text, overrides=JSON_OPTIONS)
         case "regex":
             return LLMatcher.grammar_from_regex(spec.text)
-        case "lark":
+        case "lark" | "tools":
             return LLMatcher.grammar_from_lark(spec.text)
 
 
-def _limits() -> LLParserLimits:
-    """About half a second to compile (measured on one slow core), 20 ms for the worst mask, and
-    some tens of megabytes for an output."""
+def _limits(spec: GrammarSpec) -> LLParserLimits:
+    """Some tens of megabytes for an output, and the times below, on one slow core.
+
+    A mask looks at up to `step_max_items` items of the parser, a little more where the last row
+    goes over. In a free grammar each of them may be found many times over, so that an ambiguous one
+    costs about the square of that: of a few hundred, whose rules are many repetitions, nullable
+    endings or left recursion, the worst mask took 34 ms at 5000 (140 ms at 10000, seconds at
+    50000), the worst to compile two seconds. Such as are written to be parsed take 628 at most (a
+    letter at a time, over 152 thousand tokens). A schema cannot be ambiguous like that, brackets
+    stand around every recursion, and needs far more: 300 optional properties take 18 thousand. Its
+    worst mask took 78 ms.
+
+    Not bounded is one row, where it follows thousands of small ones: the library counts it when it
+    is whole. Of a right recursion that ends in 20 nullable ways it took half a second after 500
+    tokens, and grows with their square at least.
+    """
     return LLParserLimits(
         max_items_in_row=2000,
         initial_lexer_fuel=500_000,
         step_lexer_fuel=200_000,
-        step_max_items=50_000,
+        step_max_items=5000 if spec.kind == "lark" else 50_000,
         max_lexer_states=50_000,
         max_grammar_size=100_000,
         verbose_errors=False,

@@ -80,7 +80,7 @@ def tool_grammar(tools: Sequence[Mapping[str, Any]], *, parallel: bool = True) -
                     "tool, or use fewer definitions",
                     param="tools",
                 )
-    return GrammarSpec(kind="lark", text="\n".join(lines))
+    return GrammarSpec(kind="tools", text="\n".join(lines))
 
 
 class _Work:

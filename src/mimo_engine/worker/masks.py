@@ -9,8 +9,9 @@ whose grammar is not compiled by then gets no token in this step, and nobody wai
 A constraint is brought up to date from the slot's tokens when its mask is made. So a request that
 was preempted, and comes back with what it had sampled, needs nothing of its own.
 
-Drafts have a mask each for the token behind them: the constraint is walked forward over them, and
-back again. It goes as far as it allows them; the drafts behind that are not verified.
+Drafts have a mask each for the token behind them: a copy of the constraint is walked over them, as
+far as it allows them; the drafts behind that are not verified. What the copy runs into, such as a
+grammar's limits, so happens to a request only when the tokens have come.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ __all__ = ["ConstraintTable", "SamplingSlot", "StepMasks"]
 
 _MAX_THREADS = 8
 
-Masks = Sequence[bytes | None] | RequestError
-"""Which tokens may come (None: all) after the last known one, and after each draft that may come;
-or why none can."""
+Masks = Sequence[bytes | RequestError | None]
+"""Which tokens may come (None: all) after the last known one, and after each draft that is
+verified. The last one may be why none can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,28 +63,33 @@ class StepMasks:
 
     def error(self, slot: int) -> str | None:
         """Why no token may come in this slot."""
-        masks = self._pending[slot].result() if slot in self._pending else None
-        return str(masks) if isinstance(masks, RequestError) else None
+        first = self._masks(slot, 0)[0]
+        return str(first) if isinstance(first, RequestError) else None
 
     def num_drafts(self, slot: int, num_drafts: int) -> int:
-        """How many of `num_drafts` drafts may come."""
-        masks = self._pending[slot].result() if slot in self._pending else None
-        return len(masks) - 1 if isinstance(masks, Sequence) else num_drafts
+        """How many of `num_drafts` drafts are to be verified."""
+        return len(self._masks(slot, num_drafts)) - 1
+
+    def num_tokens(self, slot: int, num_drafts: int) -> int:
+        """How many tokens count at most, of those that come of `num_drafts` verified drafts."""
+        masks = self._masks(slot, num_drafts)
+        return len(masks) - isinstance(masks[-1], RequestError)
 
     def tensor(self, slots: Mapping[int, int], device: torch.device) -> torch.Tensor | None:
         """Words [R, W] (int32) for the sampler: 1 + `num_drafts` rows of each slot, in order;
-        slots: {slot: its num_drafts}. None when all tokens may come everywhere. A slot that is late
-        or has an error is free too: its tokens do not count."""
-        rows: list[bytes | None] = []
-        for slot, num_drafts in slots.items():
-            masks = self._pending[slot].result() if slot in self._pending else None
-            rows += masks if isinstance(masks, Sequence) else [None] * (1 + num_drafts)
+        slots: {slot: its num_drafts}. None when all tokens may come everywhere. A slot that is
+        late, and a row where none can, is free too: its tokens do not count."""
+        masks = [mask for slot, count in slots.items() for mask in self._masks(slot, count)]
+        rows = [mask if isinstance(mask, bytes) else None for mask in masks]
         if not any(rows):
             return None
         free = b"\xff" * (-(-self._num_tokens // 32) * 4)
         data = bytearray().join(free if mask is None else mask for mask in rows)
         words = torch.frombuffer(data, dtype=torch.int32).view(len(rows), -1)
         return words.to(device, non_blocking=True)
+
+    def _masks(self, slot: int, num_drafts: int) -> Masks:
+        return self._pending[slot].result() if slot in self._pending else [None] * (1 + num_drafts)
 
 
 class ConstraintTable:
@@ -137,29 +143,33 @@ def _masks(compiled: Future[TokenConstraint | None], own: SamplingSlot) -> Masks
         first = state.num_prompt_tokens + constraint.num_accepted
         for token_id in state.token_ids[first:]:
             if not constraint.accept(token_id):
-                return RequestError("the grammar went over its limits; make it simpler")
-        return [constraint.mask(), *_draft_masks(constraint, drafts)]
+                return [RequestError("the grammar refuses a token that it allowed")]
+        mask = constraint.mask()
+        return _draft_masks(constraint.copy(), mask, drafts) if drafts else [mask]
     except RequestError as error:
-        return error
+        return [error]
 
 
-def _draft_masks(constraint: TokenConstraint, drafts: Sequence[int]) -> list[bytes | None]:
-    """A mask behind each draft, as far as the constraint goes; it is left as it was.
+def _draft_masks(
+    constraint: TokenConstraint, mask: bytes | None, drafts: Sequence[int]
+) -> list[bytes | RequestError | None]:
+    """`mask`, the constraint's own, and one behind each draft as far as it is walked.
 
-    The first draft that may not come is verified too: it is rejected, and to leave it out would
-    change the distribution of what stands in its place (sampling/rejection.py).
+    A draft that may not come, or behind which nothing can, is verified too, as the last: to leave
+    it out would change the distribution of what stands in its place (sampling/rejection.py).
     """
-    masks: list[bytes | None] = []
-    num_walked = 0
-    for draft in drafts:
-        if not constraint.accept(draft):
-            masks.append(None)
-            break
-        num_walked += 1
-        try:
-            masks.append(constraint.mask())
-        except RequestError:
-            # Nothing may follow: if the draft's token comes, the next step says so.
-            break
-    constraint.rollback(num_walked)
+    masks: list[bytes | RequestError | None] = [mask]
+    try:
+        for draft in drafts:
+            # Asked of the mask: what it leaves out may be beyond all limits.
+            if mask is not None and not mask[draft // 8] >> draft % 8 & 1:
+                # It is rejected: nothing is drawn behind it.
+                return [*masks, None]
+            if not constraint.accept(draft):
+                raise RequestError("the grammar refuses a token that it allowed")
+            mask = constraint.mask()
+            masks.append(mask)
+    except RequestError as error:
+        # If the draft comes, the next step ends the request.
+        masks.append(error)
     return masks

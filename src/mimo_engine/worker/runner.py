@@ -229,7 +229,7 @@ class Runner:
             masks=masks.tensor(num_drafts, logits.device),
         )
         taken = {
-            slot: choices
+            slot: choices[: masks.num_tokens(slot, num_drafts[slot])]
             for slot, choices in zip(sampling, verified, strict=True)
             if not masks.is_late(slot)
         }

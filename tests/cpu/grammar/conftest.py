@@ -84,7 +84,11 @@ def _walk(compiler, tokenizer, spec, draw, closers, max_tokens):
     taken = []
     while len(taken) < max_tokens:
         if closers and draw.random() < 0.1:
-            taken += _take_all(matcher, draw.choice(closers))
+            ending = draw.choice(closers)
+            other = matcher.copy()
+            if all(other.accept(token_id) for token_id in ending):
+                matcher = other
+                taken += ending
             continue
         token_id = draw.choice(allowed_ids(matcher.mask()))
         assert matcher.accept(token_id)
@@ -92,15 +96,6 @@ def _walk(compiler, tokenizer, spec, draw, closers, max_tokens):
             return tokenizer.decode(taken, skip_special_tokens=False)
         taken.append(token_id)
     return None
-
-
-def _take_all(matcher, token_ids):
-    """All of the tokens, or none."""
-    for count, token_id in enumerate(token_ids):
-        if not matcher.accept(token_id):
-            matcher.rollback(count)
-            return []
-    return token_ids
 
 
 def allowed_ids(mask):

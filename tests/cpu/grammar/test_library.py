@@ -9,6 +9,7 @@ import pytest
 from mimo_engine.config.sampling import GrammarSpec
 from mimo_engine.errors import RequestError
 from mimo_engine.grammar.library import MAX_GRAMMAR_BYTES
+from mimo_engine.grammar.tool_grammar import tool_grammar
 
 
 def schema(value):
@@ -41,11 +42,13 @@ def test_a_mask_has_the_tokens_that_continue_the_text_and_no_others(compiler, to
 
 
 def test_a_whole_text_may_end_and_after_its_end_nothing_else_comes(compiler, tokenizer):
-    matcher = compiler.matcher(regex("ab?"))
+    first = compiler.matcher(regex("ab?"))
     a, b = (tokenizer.encode(letter)[0] for letter in "ab")
     end = max(compiler.end_ids)
-    assert not matcher.accept(end)
+    assert not first.accept(end)
+    matcher = first.copy()
     assert matcher.accept(a)
+    after_a = matcher.copy()
     assert matcher.is_accepting
     assert not matcher.is_stopped
     assert allowed(matcher.mask()) == {b} | compiler.end_ids
@@ -53,12 +56,11 @@ def test_a_whole_text_may_end_and_after_its_end_nothing_else_comes(compiler, tok
     assert allowed(matcher.mask()) == compiler.end_ids
     assert not matcher.accept(b)
     assert matcher.accept(min(compiler.end_ids))
-    matcher.rollback(2)
-    assert matcher.accept(b)
-    assert matcher.is_stopped
-    assert allowed(matcher.mask()) == compiler.end_ids
-    matcher.rollback(2)
-    assert allowed(matcher.mask()) == {a}
+    assert allowed(matcher.copy().mask()) == compiler.end_ids
+    assert after_a.accept(b)
+    assert after_a.is_stopped
+    assert allowed(after_a.mask()) == compiler.end_ids
+    assert allowed(first.mask()) == {a}
 
 
 def test_a_refused_token_changes_nothing(compiler, tokenizer):
@@ -135,7 +137,32 @@ def _chain(count):
     return schema({"$ref": "#/d/a0", "d": {**definitions, f"a{count}": {}}})
 
 
+def _repetitions(count):
+    """Every text of letters, in very many ways."""
+    ways = " | ".join(" ".join(["w"] * length) for length in range(2, count))
+    return lark(f"start: w\nw: {ways} | /[a-z]/")
+
+
+def _nullable_endings(count):
+    ways = " | ".join(f"w w n{i}" for i in range(count))
+    endings = "".join(f'n{i}: "" | "{i}"\n' for i in range(count))
+    return lark(f"start: w\nw: {ways} | /[a-z]/\n{endings}")
+
+
+AMBIGUOUS = {
+    **{f"{count} repetitions": _repetitions(count) for count in (8, 60, 240)},
+    **{f"{count} nullable endings": _nullable_endings(count) for count in (8, 60, 240)},
+    "mutual recursion": lark(
+        "start: w0\n"
+        + "".join(
+            f"w{i}: w{(i + 1) % 30} w{(3 * i + 1) % 30} | w{(7 * i + 2) % 30} | /[a-z]/\n"
+            for i in range(30)
+        )
+    ),
+}
+
 HOSTILE = {
+    **AMBIGUOUS,
     "nested quantifiers": regex("(((a{1,100}){1,100}){1,100}){1,100}"),
     "a huge repeat": regex("(abc|[x-z]{3,9}){1,100000000}"),
     "nested parentheses": regex("(" * 60_000 + "a" + ")" * 60_000),
@@ -223,6 +250,30 @@ def test_hostile_grammars_are_refused_or_stay_bounded(model_dir):
     peaks_kb = done.stdout.split()
     assert len(peaks_kb) == len(HOSTILE)
     assert int(peaks_kb[-1]) < 2 * 2**20
+
+
+@pytest.mark.parametrize("name", AMBIGUOUS)
+def test_an_ambiguous_grammar_goes_over_its_limits_at_once_or_after_some_letters(
+    compiler, tokenizer, name
+):
+    def follow():
+        matcher = compiler.matcher(AMBIGUOUS[name])
+        for letter in "abcdefghij" * 5:
+            matcher.mask()
+            assert matcher.accept(tokenizer.encode(letter)[0])
+
+    # Before a mask takes long.
+    with pytest.raises(RequestError, match="Too many items"):
+        follow()
+
+
+def test_many_optional_properties_are_no_ambiguity(compiler, walk):
+    options = {f"p{i}": {"type": "integer"} for i in range(200)}
+    whole = {"type": "object", "properties": options, "additionalProperties": False}
+    [text] = walk(schema(whole), 1, max_tokens=20_000)
+    assert set(json.loads(text)) <= set(options)
+    tool = {"name": "f", "parameters": {"properties": {"value": whole}, "required": ["value"]}}
+    compiler.check(tool_grammar([{"type": "function", "function": tool}]))
 
 
 def test_a_grammar_beyond_the_limit_is_refused_unread(compiler):
