@@ -203,7 +203,7 @@ class Scheduler:
             budget -= num_tokens
         self._plan_drafts(chunks, budget)
         requests = [chunk.request for chunk in chunks]
-        rows = [self._row(chunk) for chunk in chunks]
+        rows = self._rows(chunks)
         encode = self._encoding.plan(nothing_else_runs=not (self._running or self._waiting))
         forget = self._encoder.take_forgotten()
         if not (rows or encode or forget):
@@ -376,7 +376,16 @@ class Scheduler:
                 chunk.num_drafts = wanted
                 budget -= wanted
 
-    def _row(self, chunk: Chunk) -> StepRow:
+    def _rows(self, chunks: Sequence[Chunk]) -> list[StepRow]:
+        # A step can verify what its budget leaves beside a token of each request.
+        room = max(0, self._config.max_num_batched_tokens - len(self._running))
+        rows: list[StepRow] = []
+        for chunk in chunks:
+            rows.append(self._row(chunk, room))
+            room -= rows[-1].num_proposals
+        return rows
+
+    def _row(self, chunk: Chunk, max_proposals: int) -> StepRow:
         request = chunk.request
         pages, slot = request.pages, request.slot
         assert pages is not None
@@ -386,7 +395,8 @@ class Scheduler:
         end = start + chunk.num_tokens
         samples = chunk.is_last
         # This step brings one of the tokens left, and the last one needs no draft.
-        num_proposals = max(0, min(self._depth, request.num_left - 2)) if samples else 0
+        num_proposals = max(0, min(self._depth, request.num_left - 2, max_proposals))
+        num_proposals = num_proposals if samples else 0
         draft_start = draft_visible_from = 0
         if num_proposals:
             draft_start, draft_visible_from = self._cache.draft_start(pages, end, num_proposals)

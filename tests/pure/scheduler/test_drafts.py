@@ -239,6 +239,19 @@ def test_drafts_do_not_take_the_last_page_from_another_request():
     assert scheduler.stats().num_preemptions == 0
 
 
+def test_no_draft_is_made_that_the_next_step_has_no_budget_for():
+    scheduler = make(budget=6)
+    for name in "abc":
+        add(scheduler, name, 2)
+    step(scheduler)
+    seen = [drafts(step(scheduler)[0]) for _ in range(3)]
+    assert seen == [[(3, 3), (0, 0), (0, 0)]] * 3
+    scheduler.abort("a")
+    # There is room for four, of which none has been made yet.
+    seen = [drafts(step(scheduler)[0]) for _ in range(2)]
+    assert seen == [[(0, 3), (0, 1)], [(3, 3), (1, 1)]]
+
+
 def test_drafts_leave_budget_for_the_head_of_the_queue():
     scheduler = make(budget=4)
     add(scheduler, "a", 3)

@@ -160,7 +160,8 @@ class Driver:
             assert not self.scheduler.has_work
             return None
         self.trace.plans.append(plan)
-        check_plan(plan, self.setup, self.worker, depth)
+        num_running = self.scheduler.stats().num_running
+        check_plan(plan, self.setup, self.worker, depth, num_running)
         self.check_shares(plan)
         self.see_published()
         return plan
@@ -265,7 +266,7 @@ def drive(setup: Setup, operations, **options) -> Trace:
     return Driver(setup, **options).run(operations)
 
 
-def check_plan(plan: StepPlan, setup: Setup, worker: Worker, depth: int) -> None:
+def check_plan(plan: StepPlan, setup: Setup, worker: Worker, depth: int, num_running: int) -> None:
     assert 0 < plan.num_tokens <= setup.max_num_batched_tokens
     seeds = {row.slot: None for row in plan.rows}
     assert len(seeds) == len(plan.rows) <= setup.max_num_seqs
@@ -278,6 +279,7 @@ def check_plan(plan: StepPlan, setup: Setup, worker: Worker, depth: int) -> None
     carried_over = [row for row in plan.rows if row.slot not in admitted]
     assert all(row.num_tokens == 1 for row in carried_over[:-1])
     assert all(row.samples for row in plan.rows[:-1])
+    room = setup.max_num_batched_tokens - num_running
     for row in plan.rows:
         admission = admissions[row.slot]
         known, drafts = list(admission.token_ids), []
@@ -291,8 +293,11 @@ def check_plan(plan: StepPlan, setup: Setup, worker: Worker, depth: int) -> None
         assert row.num_drafts == 0 or row.samples
         # Each may bring a token, and there is always one behind them.
         assert row.num_drafts < num_left
-        # One token comes in this step; the last token of all is never a draft's business.
-        assert row.num_proposals == (max(0, min(depth, num_left - 2)) if row.samples else 0)
+        # One token comes in this step; the last token of all is never a draft's business. What is
+        # beside a token of each request goes to the oldest.
+        wanted = max(0, min(depth, num_left - 2)) if row.samples else 0
+        assert row.num_proposals == min(wanted, max(0, room))
+        room -= row.num_proposals
         if row.num_proposals:
             assert 0 <= row.draft_visible_from <= row.draft_start < row.start + row.num_tokens
 
