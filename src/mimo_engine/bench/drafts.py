@@ -155,12 +155,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = measure(options.rounds, options.prompts)
     print(f"{'engine':<12}" + "".join(f"{f'batch {batch}':>26}" for batch in _BATCHES))
     results: dict[str, dict[str, float]] = {}
+    speeds: dict[str, dict[str, float]] = {}
     for name, by_batch in found.items():
         cells = []
         for batch, rounds in by_batch.items():
             ratio = _ratio(rounds, found["off"][batch])
             cells.append(f"{_speed(rounds):>10.0f} tok/s  x {ratio:5.3f}")
             results.setdefault(name, {})[f"batch {batch}"] = round(ratio, 4)
+            speeds.setdefault(name, {})[f"batch {batch}"] = round(_speed(rounds), 1)
         print(f"{name:<12}" + "".join(f"{cell:>26}" for cell in cells))
     best = []
     for batch in _BATCHES:
@@ -172,7 +174,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"batch {batch}": round(ratio, 4) for batch, ratio in zip(_BATCHES, best, strict=True)
     }
     config = {"rounds": options.rounds, "prompts": options.prompts, "model": DEMO}
-    append_result("drafts", {"config": config, "speed_against_off": results})
+    append_result(
+        "drafts",
+        {"config": config, "tokens_per_s": speeds, "speed_against_off": results},
+    )
 
 
 def _fixed_names() -> list[str]:
