@@ -35,7 +35,7 @@ from mimo_engine.scheduler.plan import RowResult, StepPlan, StepResult, StepRow
 from mimo_engine.worker.drafting import Drafter
 from mimo_engine.worker.inputs import SlotState, StepInputs
 
-__all__ = ["DecodeGraphs", "PendingStep", "batch_sizes"]
+__all__ = ["CaptureMemory", "DecodeGraphs", "PendingStep", "batch_sizes"]
 
 
 def batch_sizes(largest: int) -> list[int]:
@@ -96,6 +96,16 @@ class PendingStep:
         return StepResult(rows=tuple(results))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaptureMemory:
+    """What all captured steps took of the device's memory, in bytes."""
+
+    num_graphs: int
+    num_bytes: int
+    num_driver_bytes: int
+    """Of those, what torch's allocator does not have: kernels, their arguments, the graphs."""
+
+
 class DecodeGraphs:
     """Of plain requests, on one GPU. Owns what the device knows of the slots."""
 
@@ -134,13 +144,21 @@ class DecodeGraphs:
         self._graphs: dict[tuple[int, int], _Graph] = {}
         self._made: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         self._pool = torch.cuda.graph_pool_handle()
+        self.memory = CaptureMemory(num_graphs=0, num_bytes=0, num_driver_bytes=0)
 
     def capture(self) -> None:
         """All sizes at all depths, the largest first: no later one needs more memory, and none is
         captured in the middle of traffic."""
+        taken, own = _taken_bytes(self._device)
         for size in reversed(self._sizes):
             for depth in reversed(range(self._max_depth + 1)):
                 self._graph(size, depth)
+        taken_now, own_now = _taken_bytes(self._device)
+        self.memory = CaptureMemory(
+            num_graphs=len(self._graphs),
+            num_bytes=taken_now - taken,
+            num_driver_bytes=(taken_now - own_now) - (taken - own),
+        )
 
     def forget(self, size: int, depth: int) -> None:
         """The graph of a size and depth: it is captured anew when it is next asked for."""
@@ -372,6 +390,14 @@ class DecodeGraphs:
 def _depth(plan: StepPlan) -> int:
     """Of the graph that can run it."""
     return max((max(row.num_drafts, row.num_proposals) for row in plan.rows), default=0)
+
+
+def _taken_bytes(device: torch.device) -> tuple[int, int]:
+    """(by anybody, by torch's allocator) of a GPU's memory."""
+    if device.type != "cuda":
+        return 0, 0
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free, torch.cuda.memory_reserved(device)
 
 
 def _pinned(values: Sequence[Sequence[float]], dtype: torch.dtype) -> torch.Tensor:

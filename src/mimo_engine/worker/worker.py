@@ -276,7 +276,12 @@ class Worker:
         )
         graphs.capture()
         _logger.info(
-            "compiled kernels and captured decode steps in %.1f s", time.perf_counter() - started
+            "compiled kernels and captured %d decode steps in %.1f s; they take %.0f MiB, "
+            "%.0f of them the driver's",
+            graphs.memory.num_graphs,
+            time.perf_counter() - started,
+            graphs.memory.num_bytes / 2**20,
+            graphs.memory.num_driver_bytes / 2**20,
         )
         return graphs
 
