@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 from mimo_engine.checkpoint.synthetic_tokenizer import Merge, write_synthetic_tokenizer
 from mimo_engine.config.engine import (
@@ -26,11 +27,24 @@ from mimo_engine.config.engine import (
 )
 from mimo_engine.llm import LLM
 
-__all__ = ["random_slice", "slice_config"]
+__all__ = ["SliceOptions", "random_slice", "slice_config"]
 
 _FULL_EVERY = 6
 _NUM_TOKENS = 151_000
 """Below the ids that mean something in the family's own vocabulary."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SliceOptions:
+    """Which model, and how it is run."""
+
+    layers: int = 12
+    """Of MiMo-V2.5, from the first on."""
+    weights: RandomWeights = "random-fp8"
+    mxfp4_activations: Mxfp4Activations = "bf16"
+    kv_cache_gib: float = 8.0
+    rounds: int = 5
+    """Of which the median counts."""
 
 
 def slice_config(num_layers: int) -> dict[str, Any]:
@@ -85,11 +99,13 @@ def random_slice(
     weights: RandomWeights,
     *,
     kernels: KernelChoice = "auto",
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     kv_cache_gib: float,
     max_num_seqs: int = 128,
     max_num_batched_tokens: int = 8192,
     num_drafts: int = 0,
     captured: bool = True,
+    prefix_caching: bool = False,
     mxfp4_activations: Mxfp4Activations = "bf16",
 ) -> Iterator[LLM]:
     """An engine over it; num_drafts: in every step. captured: whether decode steps are replayed."""
@@ -102,10 +118,11 @@ def random_slice(
             drafts = SpeculativeConfig(speculative="mtp", max_draft_tokens=num_drafts)
         engine = LLM(
             folder,
+            dtype=dtype,
             kernels=kernels,
             weights=weights,
             mxfp4_activations=mxfp4_activations,
-            cache=CacheConfig(kv_cache_gib=kv_cache_gib, prefix_caching=False),
+            cache=CacheConfig(kv_cache_gib=kv_cache_gib, prefix_caching=prefix_caching),
             scheduler=SchedulerConfig(
                 max_num_seqs=max_num_seqs,
                 max_num_batched_tokens=max_num_batched_tokens,

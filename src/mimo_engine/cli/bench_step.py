@@ -7,7 +7,7 @@ from itertools import chain
 
 import torch
 
-from mimo_engine.bench.decode import BATCHES, CONTEXTS, SliceOptions, bench_steps
+from mimo_engine.bench.slice import SliceOptions
 from mimo_engine.errors import ConfigError
 
 
@@ -16,7 +16,7 @@ class Command:
     """Time decode steps through the engine on random weights of the real shapes: milliseconds,
     experts and bytes touched, and the share of what this GPU's memory allows.
 
-    A line goes to benchmarks/results/step.jsonl.
+    A line each goes to benchmarks/results/step.jsonl.
     """
 
     slice: SliceOptions = field(default_factory=SliceOptions)
@@ -27,12 +27,16 @@ class Command:
     drafts: int = 0
     """Verified and made in every step."""
     check: bool = False
-    """Compare greedy texts of captured steps, single ones and chunks first."""
+    """Compare logits first: kernels with the definitions in float32, captured steps with single
+    ones, chunks and a prefix hit with a whole prompt; on six layers."""
 
 
 def run(command: Command) -> int:
     if not torch.cuda.is_available():
         raise ConfigError("torch sees no GPU here: `bench step` times what runs on one")
+    # Not everyone who asks for --help has Triton.
+    from mimo_engine.bench.decode import BATCHES, CONTEXTS, bench_steps  # noqa: PLC0415
+
     bench_steps(
         command.slice,
         batches=tuple(chain(*command.batches)) or BATCHES,

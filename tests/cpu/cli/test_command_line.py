@@ -102,7 +102,7 @@ FLAGS = {
     | {"--max-tokens", "--thinking", "--timeout-s", "--output"},
     "bench kernels": set(),
     "bench step": SLICE | {"--batches", "--contexts", "--drafts", "--check", "--no-check"},
-    "bench prefill": SLICE | {"--lengths"},
+    "bench prefill": SLICE | {"--lengths", "--image", "--no-image"},
     "plan": RUN | {"--gpus", "--gpu", "--gpu-gib", "--num-mtp-layers"},
 }
 
