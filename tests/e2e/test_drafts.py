@@ -22,6 +22,7 @@ from mimo_engine.demo.suite import demo_tasks
 from mimo_engine.engine import core
 from mimo_engine.messages import NewRequest
 from mimo_engine.utils.hub import resolve_model
+from mimo_engine.worker import masks
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=96, logprobs=2)
 SAMPLED = SamplingParams(temperature=1.0, max_tokens=64)
@@ -279,6 +280,16 @@ def test_a_grammar_that_cannot_be_followed_ends_its_request_where_it_does_withou
     failed = [output for output in expected if output.finish_reason == "error"]
     assert all("make it simpler" in output.error for output in failed)
     assert len({len(output.token_ids) for output in failed}) > 2
+
+
+def test_masks_that_come_late_change_no_text(plain, drafting, prompts_of, kinds, monkeypatch):
+    names = ["schema", "schema and seed", "letters", "budget"]
+    prompts = prompts_of(["text/json"], 1, 7) * len(names)
+    params = [replace(kinds[name], seed=number) for number, name in enumerate(names)]
+    expected = run(plain, prompts, params)
+    # Each mask is one that a later step takes, unless it is made during the forward pass.
+    monkeypatch.setattr(masks, "_PATIENCE_S", 0.0)
+    assert same_outputs(expected, run(drafting, prompts, params)) == len(names)
 
 
 def assert_close(scores, others):

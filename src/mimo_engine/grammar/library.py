@@ -4,10 +4,11 @@ llguidance keeps a parser over bytes and walks the vocabulary's trie with it, so
 computed when it is needed and nothing is built for a whole grammar beforehand. It is the only
 importer of that library.
 
-What must hold, whatever text a client sends: compiling ends, in about a second at the worst and
-without the process's death, and so does every mask. The first is seen to by the limits below and by
-a stack that no chain of rules of MAX_GRAMMAR_BYTES can fill; the second by the limits alone. They
-count work, not time, so that a grammar that passed `check` in one process compiles in another.
+What must hold, whatever text a client sends: compiling ends, in a second or two at the worst and
+without the process's death, and so does every mask, but for one case (`_limits`). The first is seen
+to by the limits below and by a stack that no chain of rules of MAX_GRAMMAR_BYTES can fill; the
+second by the limits alone. They count work, not time, so that a grammar that passed `check` in one
+process compiles in another.
 """
 
 from __future__ import annotations
@@ -215,9 +216,9 @@ def _limits(spec: GrammarSpec) -> LLParserLimits:
     stand around every recursion, and needs far more: 300 optional properties take 18 thousand. Its
     worst mask took 78 ms.
 
-    Not bounded is one row, where it follows thousands of small ones: the library counts it when it
-    is whole. Of a right recursion that ends in 20 nullable ways it took half a second after 500
-    tokens, and grows with their square at least.
+    Not bounded is one row that follows thousands of small ones: the library counts it when it is
+    whole. Where a right recursion ends in 20 nullable ways it took half a second after 500 tokens,
+    and grows with their square. Whoever waits for a mask must know when to go on (worker/masks.py).
     """
     return LLParserLimits(
         max_items_in_row=2000,

@@ -4,7 +4,8 @@ A request's constraint lives from its admission to the slot's next one. Everythi
 threads of its own: a grammar is compiled while the prompt is computed, and the step's masks while
 the forward pass runs (the grammar library lets go of Python's lock). A mask is waited for just
 before sampling, it takes microseconds to a few milliseconds. A grammar may take a second: a slot
-whose grammar is not compiled by then gets no token in this step, and nobody waits for it.
+whose grammar is not compiled by then gets no token in this step, and nobody waits for it. So it is
+with a mask that takes far longer than it should, which a client's grammar can bring about.
 
 A constraint is brought up to date from the slot's tokens when its mask is made. So a request that
 was preempted, and comes back with what it had sampled, needs nothing of its own.
@@ -18,8 +19,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from time import monotonic
 
 import torch
 
@@ -32,6 +34,10 @@ from mimo_engine.worker.inputs import SlotState
 __all__ = ["ConstraintTable", "SamplingSlot", "StepMasks"]
 
 _MAX_THREADS = 8
+_PATIENCE_S = 0.25
+"""So long a step waits for the masks that it began: many times what the worst should take."""
+_LONGEST_MASK_S = 10.0
+"""A request whose mask takes longer is ended."""
 
 Masks = Sequence[bytes | RequestError | None]
 """Which tokens may come (None: all) after the last known one, and after each draft that is
@@ -47,18 +53,30 @@ class SamplingSlot:
     """Of the drafts it holds, to be verified."""
 
 
+@dataclass(slots=True)
+class _Making:
+    """The masks of a slot until a step takes them, its tokens and drafts stay as they are."""
+
+    future: Future[Masks]
+    since: float
+    """When it was last seen to wait for a thread."""
+    is_late: bool = False
+    """A step has waited for it in vain; the later ones do not."""
+
+
 class StepMasks:
-    """The masks of one step's sampling slots, perhaps still in the making: reading waits."""
+    """The masks of one step's sampling slots."""
 
     def __init__(
-        self, pending: Mapping[int, Future[Masks]], late_slots: Collection[int], num_tokens: int
+        self, masks: Mapping[int, Masks], late_slots: Collection[int], num_tokens: int
     ) -> None:
-        self._pending = pending
+        self._by_slot = masks
         self._late_slots = late_slots
         self._num_tokens = num_tokens
 
     def is_late(self, slot: int) -> bool:
-        """Whether the slot's grammar is still being compiled, so that it cannot have a token."""
+        """Whether the slot's grammar is still being compiled, or its mask in the making, so that it
+        cannot have a token."""
         return slot in self._late_slots
 
     def error(self, slot: int) -> str | None:
@@ -89,7 +107,7 @@ class StepMasks:
         return words.to(device, non_blocking=True)
 
     def _masks(self, slot: int, num_drafts: int) -> Masks:
-        return self._pending[slot].result() if slot in self._pending else [None] * (1 + num_drafts)
+        return self._by_slot.get(slot, [None] * (1 + num_drafts))
 
 
 class ConstraintTable:
@@ -99,8 +117,8 @@ class ConstraintTable:
         self._compiler = compiler
         self._num_tokens = num_tokens
         self._slots: dict[int, Future[TokenConstraint | None]] = {}
-        num_threads = min(_MAX_THREADS, os.cpu_count() or 1)
-        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="masks")
+        self._making: dict[int, _Making] = {}
+        self._threads = _mask_threads()
         # Apart from the masks, which must not queue behind a slow grammar.
         self._compilers = ThreadPoolExecutor(1, thread_name_prefix="grammars")
 
@@ -108,29 +126,57 @@ class ConstraintTable:
         """Take over a plan's admissions."""
         for admission in admissions:
             self._slots.pop(admission.slot, None)
+            self._making.pop(admission.slot, None)
             params = admission.params
             if self._compiler is not None and (params.grammar or params.thinking):
                 self._slots[admission.slot] = self._compilers.submit(
                     make_constraint, params, self._compiler
                 )
 
-    def start(self, slots: Mapping[int, SamplingSlot]) -> dict[int, Future[Masks]]:
+    def start(self, slots: Mapping[int, SamplingSlot]) -> None:
         """Begin the masks of `slots`, of those whose grammar is compiled. Their tokens and drafts
-        must not change until the masks are taken."""
-        return {
-            slot: self._threads.submit(_masks, self._slots[slot], own)
-            for slot, own in slots.items()
-            if slot in self._slots and self._slots[slot].done()
-        }
+        must not change until a step has taken the masks."""
+        for slot, own in slots.items():
+            if slot in self._slots and self._slots[slot].done() and slot not in self._making:
+                future = self._threads.submit(_masks, self._slots[slot], own)
+                self._making[slot] = _Making(future, monotonic())
 
-    def finish(
-        self, slots: Mapping[int, SamplingSlot], started: Mapping[int, Future[Masks]]
-    ) -> StepMasks:
+    def finish(self, slots: Mapping[int, SamplingSlot]) -> StepMasks:
         """After the forward pass: what is compiled by now is in time, the rest is late."""
-        remaining = {slot: own for slot, own in slots.items() if slot not in started}
-        pending = {**started, **self.start(remaining)}
-        late = {slot for slot in remaining if slot in self._slots and slot not in pending}
-        return StepMasks(pending, late, self._num_tokens)
+        self.start(slots)
+        making = {slot: self._making[slot] for slot in slots if slot in self._making}
+        wait([one.future for one in making.values() if not one.is_late], timeout=_PATIENCE_S)
+        late = {slot for slot in slots if slot in self._slots and slot not in making}
+        masks: dict[int, Masks] = {}
+        for slot, one in making.items():
+            if not one.future.running():
+                one.since = monotonic()
+            if one.future.done() and not one.future.cancelled():
+                # It may have been begun for more drafts than this step verifies.
+                masks[slot] = one.future.result()[: 1 + slots[slot].num_drafts]
+            elif monotonic() - one.since > _LONGEST_MASK_S:
+                masks[slot] = [
+                    RequestError("the grammar takes too long to follow; make it simpler")
+                ]
+                self._leave_threads()
+            else:
+                one.is_late = True
+                late.add(slot)
+        for slot in masks:
+            self._making.pop(slot, None)
+        return StepMasks(masks, late, self._num_tokens)
+
+    def _leave_threads(self) -> None:
+        """A thread cannot be stopped, and masks wait behind it: they begin again, on new ones."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads = _mask_threads()
+        for slot in [slot for slot, one in self._making.items() if one.future.cancelled()]:
+            del self._making[slot]
+
+
+def _mask_threads() -> ThreadPoolExecutor:
+    num_threads = min(_MAX_THREADS, os.cpu_count() or 1)
+    return ThreadPoolExecutor(num_threads, thread_name_prefix="masks")
 
 
 def _masks(compiled: Future[TokenConstraint | None], own: SamplingSlot) -> Masks:

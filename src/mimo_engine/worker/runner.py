@@ -126,7 +126,7 @@ class Runner:
             for row in plan.rows
             if row.samples
         }
-        started = self._constraints.start(sampling)
+        self._constraints.start(sampling)
         batch = self.inputs.batch(plan, self.caches, self._media_rows(plan))
         hidden = self.model(batch)
         if self._drafter is not None:
@@ -140,7 +140,7 @@ class Runner:
         rows = torch.tensor(wanted.rows, device=hidden.device)
         logits = self.model.logits(hidden[rows])[:, : self._num_live_tokens]
         is_broken = _broken_rows(plan.rows, wanted, hidden, logits)
-        masks = self._constraints.finish(sampling, started)
+        masks = self._constraints.finish(sampling)
         choices = self._sample(plan.rows, wanted, is_broken, logits, masks)
         results = []
         for row, prompt, broken in zip(plan.rows, wanted.prompt, is_broken, strict=True):

@@ -50,7 +50,8 @@ def step(compiler, tokenizer):
         state.token_ids = ids
         state.drafts = [tokenizer.encode(letter)[0] for letter in drafts]
         slots = {slot: SamplingSlot(state, len(drafts))}
-        return slot, table.finish(slots, table.start(slots))
+        table.start(slots)
+        return slot, table.finish(slots)
 
     return masks
 
