@@ -45,7 +45,7 @@ class Settler:
             self._cache.advance(pages, end)
             return None
         if not done.token_ids:
-            # Its grammar is still being compiled: the last row is computed again.
+            # Its grammar or its mask is still being made: the last row is computed again.
             self._cache.advance(pages, end - 1)
             self._roll_back(pages)
             return None
