@@ -40,7 +40,7 @@ audio/pitch=0.6,audio/beeps=0.8,audio/spoken_words=0.9
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve demo test prove lint format bench test-gpu browser test-browser \
-	check-sass clean
+	check-sass memcheck clean
 
 help:
 	@echo "make install    set up $(VENV)"
@@ -54,6 +54,7 @@ help:
 	@echo "make test-gpu   the tests that need a GPU"
 	@echo "make test-browser the playground in Chromium, and its picture for the README"
 	@echo "make check-sass the kernels' machine code for Hopper, without a GPU (ARGS=parts of names)"
+	@echo "make memcheck   small cases of all kernels on a GPU under compute-sanitizer"
 	@echo "make clean      remove $(VENV), $(SASS_VENV) and .cache"
 
 install: $(STAMP)
@@ -119,6 +120,9 @@ $(SASS_STAMP): Makefile
 
 check-sass: $(SASS_STAMP)
 	PYTHONPATH=src TRITON_CACHE_DIR=.cache/sass $(SASS_VENV)/bin/python tools/check_sass.py $(ARGS)
+
+memcheck: $(STAMP)
+	$(BIN)/python tools/memcheck.py $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(SOURCES)

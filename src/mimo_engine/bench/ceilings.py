@@ -8,7 +8,7 @@ from statistics import median
 
 import torch
 
-__all__ = ["Ceilings", "graph_seconds", "measure_ceilings"]
+__all__ = ["Ceilings", "context_is_lost", "graph_seconds", "measure_ceilings"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,6 +19,15 @@ class Ceilings:
     """Read and written."""
     bf16_flops: float
     fp8_flops: float
+
+
+def context_is_lost() -> bool:
+    """Whether a kernel broke the device's context: every later call of this process fails then."""
+    try:
+        torch.cuda.synchronize()
+    except torch.AcceleratorError:
+        return True
+    return False
 
 
 def graph_seconds(calls: Sequence[Callable[[], object]], *, num_rounds: int = 11) -> float:

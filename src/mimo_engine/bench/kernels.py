@@ -9,12 +9,12 @@ over the rate of a measured matrix product.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from mimo_engine.bench.ceilings import Ceilings, graph_seconds, measure_ceilings
+from mimo_engine.bench.ceilings import Ceilings, context_is_lost, graph_seconds, measure_ceilings
 from mimo_engine.bench.record import append_result, repository_root
 from mimo_engine.kernels.cases import OPS
 from mimo_engine.kernels.op import Case, Op, relative_error
@@ -59,8 +59,9 @@ def time_case(op: Op, case: Case, ceilings: Ceilings) -> Timing:
     return Timing(seconds, limit, error)
 
 
-def main(parts: Sequence[str]) -> None:
-    """Time the cases whose names have all of these parts: print the table and append one JSON line.
+def main(parts: Sequence[str]) -> int:
+    """Time the cases whose names have all of these parts: print the table and append a JSON line
+    for each, those included that failed. Returns 1 if any did, otherwise 0.
 
     Raises ConfigError outside a checkout of the repository, before anything is timed.
     """
@@ -71,33 +72,56 @@ def main(parts: Sequence[str]) -> None:
         f"bf16 {ceilings.bf16_flops / 1e12:.0f}, fp8 {ceilings.fp8_flops / 1e12:.0f} TFLOP/s"
     )
     print(f"{'operator':<48}{'us':>10}{'limit':>10}{'share':>8}{'error':>10}")
-    results = {}
-    for op in OPS:
-        for case in op.cases:
-            name = f"{op.name}: {case.name}"
-            if case.work is None or not all(part in name for part in parts):
-                continue
-            timing = time_case(op, case, ceilings)
-            torch.cuda.empty_cache()
-            print(
-                f"{name:<48}{timing.seconds * 1e6:>10.1f}{timing.limit_s * 1e6:>10.1f}"
-                f"{timing.share:>8.0%}{timing.error:>10.1e}",
-                flush=True,
-            )
-            results[name] = {
-                "us": round(timing.seconds * 1e6, 2),
-                "share_of_limit": round(timing.share, 4),
-            }
+    cases = [
+        (f"{op.name}: {case.name}", op, case)
+        for op in OPS
+        for case in op.cases
+        if case.work is not None
+    ]
+    chosen = [one for one in cases if all(part in one[0] for part in parts)]
+    failed = []
+    for number, (name, op, case) in enumerate(chosen):
+        result, problem = _try(name, op, case, ceilings)
+        _record(name, ceilings, result)
+        if not problem:
+            continue
+        failed.append(name)
+        if context_is_lost():
+            print(f"the context is lost: {len(chosen) - number - 1} cases are left")
+            break
+    for name in failed:
+        print(f"failed: {name}")
+    return 1 if failed else 0
+
+
+def _try(name: str, op: Op, case: Case, ceilings: Ceilings) -> tuple[dict[str, object], str]:
+    """(what is recorded of one case, what went wrong), after its row of the table is printed."""
+    try:
+        timing = time_case(op, case, ceilings)
+        torch.cuda.empty_cache()
+    except (
+        Exception
+    ) as failure:  # of the compiler, a launch, memory: the others are still to be seen
+        problem = repr(failure)[:200]
+        print(f"{name:<48}  {problem}", flush=True)
+        return {"problem": problem}, problem
+    print(
+        f"{name:<48}{timing.seconds * 1e6:>10.1f}{timing.limit_s * 1e6:>10.1f}"
+        f"{timing.share:>8.0%}{timing.error:>10.1e}",
+        flush=True,
+    )
+    return {"us": round(timing.seconds * 1e6, 2), "share_of_limit": round(timing.share, 4)}, ""
+
+
+def _record(name: str, ceilings: Ceilings, result: Mapping[str, object]) -> None:
     ceiling = {
         "copy_TB_per_s": round(ceilings.copy_bytes_per_s / 1e12, 3),
         "bf16_TFLOP_per_s": round(ceilings.bf16_flops / 1e12, 1),
         "fp8_TFLOP_per_s": round(ceilings.fp8_flops / 1e12, 1),
     }
-    append_result(
-        "kernels",
-        {"device": torch.cuda.get_device_name(), "ceilings": ceiling, "operators": results},
-    )
+    device = torch.cuda.get_device_name()
+    append_result("kernels", {"device": device, "ceilings": ceiling, "case": name, **result})
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

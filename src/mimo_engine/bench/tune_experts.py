@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from mimo_engine.bench.ceilings import graph_seconds
+from mimo_engine.bench.ceilings import context_is_lost, graph_seconds
 from mimo_engine.bench.record import append_line, repository_root
 from mimo_engine.kernels.linear import reference as linear_reference
 from mimo_engine.kernels.linear.cases import random_fp8
@@ -255,7 +255,7 @@ def _try(bench: _Bench, candidate: Candidate) -> Result:
             problem = "wrong"
     except Exception as failure:  # of the compiler or a launch: the others are still to be seen
         problem = repr(failure)[:200]
-        is_fatal = _is_lost()
+        is_fatal = context_is_lost()
     return Result(
         candidate=candidate,
         error=error,
@@ -264,15 +264,6 @@ def _try(bench: _Bench, candidate: Candidate) -> Result:
         seconds=round(perf_counter() - started, 1),
         is_fatal=is_fatal,
     )
-
-
-def _is_lost() -> bool:
-    """Whether a kernel broke the device's context: every later call fails then."""
-    try:
-        torch.cuda.synchronize()
-    except torch.AcceleratorError:
-        return True
-    return False
 
 
 def _row(result: Result) -> str:

@@ -15,8 +15,8 @@ from mimo_engine.errors import ConfigError
 class Command:
     """Compare each operator with its definition, and its time with what this GPU could do.
 
-    PARTs pick the cases whose names have all of them. A line goes to
-    benchmarks/results/kernels.jsonl.
+    PARTs pick the cases whose names have all of them. A line each goes to
+    benchmarks/results/kernels.jsonl. Exit code 1 where one failed, after the others.
     """
 
     part: Positional[tuple[str, ...]] = ()
@@ -33,5 +33,4 @@ def run(command: Command) -> int:
     # Not everyone who asks for --help has Triton.
     from mimo_engine.bench.kernels import main  # noqa: PLC0415
 
-    main(command.part)
-    return 0
+    return main(command.part)
