@@ -4,9 +4,10 @@ Each way gives the logits behind the same prompts and behind the tokens that fol
 recorded as they are, then one token is made the likeliest, so that all ways see one text. They are
 compared with the plain definitions in float32, whose weights are the same bits.
 
-Stated: rounding moves the definitions in bfloat16 and FP8 away from float32 by some distance; the
-kernels are no further than 1.25 times that, and two ways of the kernels no further from each other
-than 1.5 times, as two independent roundings would be.
+Stated: rounding moves the definitions in bfloat16 and FP8 away from float32 by some distance, most
+of it where a token's last experts change; the kernels are no further than 1.3 times that, and two
+ways of the kernels no further from each other than 1.6 times: two independent roundings would be at
+the square root of 2.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from mimo_engine.model.text import TextModel
 
 __all__ = ["beyond", "compare_slices", "led_logits", "round_like_bfloat16"]
 
-_NUM_LAYERS = 6
-"""The first with full attention and experts included."""
-_LENGTHS, _CHUNK, _NUM_TOKENS = (300, 1000), 256, 8
+_NUM_LAYERS = 3
+"""Full attention with a dense MLP, then windows with experts: 20 GB, beside other tests."""
+_LENGTHS, _CHUNK, _NUM_TOKENS = (300, 700, 1000), 256, 16
 _LED_TO, _LEAD = 7, 1e4
-_FROM_FP32, _AMONG_WAYS = 1.25, 1.5
+_FROM_FP32, _AMONG_WAYS = 1.3, 1.6
 _FP32, _DEFINED = "definitions in float32", "definitions in bfloat16"
 _KERNELS, _SINGLE, _CHUNKS, _HIT = "captured", "single steps", "in chunks", "prefix hit"
 
@@ -105,7 +106,7 @@ def compare_slices(
     weights: RandomWeights, num_layers: int = _NUM_LAYERS
 ) -> dict[str, dict[str, float]]:
     """Print and return relative errors of logits: of each way against float32 and against captured
-    steps. Raises AssertionError where one is beyond what is stated."""
+    steps. `beyond` judges them."""
     generator = torch.Generator().manual_seed(0)
     prompts = [
         torch.randint(1000, 150_000, (length,), generator=generator).tolist() for length in _LENGTHS
@@ -148,7 +149,6 @@ def compare_slices(
     }
     for other, own in errors.items():
         print(f"logits against {other}: {own}", flush=True)
-    assert not (problems := beyond(errors)), problems
     return errors
 
 

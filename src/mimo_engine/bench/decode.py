@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from mimo_engine.bench.agreement import compare_slices
+from mimo_engine.bench.agreement import beyond, compare_slices
 from mimo_engine.bench.ceilings import Ceilings, measure_ceilings
 from mimo_engine.bench.record import append_result
 from mimo_engine.bench.slice import SliceOptions
@@ -122,15 +122,19 @@ def bench_steps(
     contexts: Sequence[int] = CONTEXTS,
     drafts: int = 0,
     check: bool = False,
-) -> None:
+) -> int:
     """Print the table of decode steps and append a JSON line for each. drafts: verified and made in
-    every step. check: compare logits first, in a line of its own (`compare_slices`).
+    every step. check: compare logits first, in a line of its own (`compare_slices`). Returns 1
+    where these are further apart than is stated, otherwise 0.
 
     Raises ConfigError where the cache is too small for a size, before the first one is timed.
     """
     ceilings = measure_ceilings()
+    problems: list[str] = []
     if check:
-        record("step", options, ceilings, {"logits": compare_slices(options.weights)})
+        errors = compare_slices(options.weights)
+        problems = beyond(errors)
+        record("step", options, ceilings, {"logits": errors, "beyond": problems})
     with started_slice(options, num_drafts=drafts, max_num_batched_tokens=_CHUNK) as (
         engine,
         start,
@@ -164,3 +168,6 @@ def bench_steps(
                 "peers_ms": own,
             }
             record("step", options, ceilings, line)
+    for problem in problems:
+        print(f"logits too far apart: {problem}")
+    return 1 if problems else 0

@@ -150,7 +150,7 @@ def _decode(engine: LLM, prompt: list[int]) -> tuple[list[Kernel], float]:
     for _ in range(_NUM_STEPS):
         core.step()
     clock_ms = 1e3 * (perf_counter() - started) / _NUM_STEPS
-    with profile(activities=[ProfilerActivity.CUDA]) as run:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as run:
         for _ in range(_NUM_STEPS):
             core.step()
         torch.cuda.synchronize()
@@ -194,7 +194,7 @@ def _bench_prompt(
     for _ in range(2):
         timed(engine, random_prompts(1, _PROMPT, generator), 1)
     clock_ms = 1e3 * timed(engine, random_prompts(1, _PROMPT, generator), 1)
-    with profile(activities=[ProfilerActivity.CUDA]) as run:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as run:
         timed(engine, random_prompts(1, _PROMPT, generator), 1)
         torch.cuda.synchronize()
     found = usage(_traced(run), 1, clock_ms)

@@ -99,9 +99,7 @@ def _try(name: str, op: Op, case: Case, ceilings: Ceilings) -> tuple[dict[str, o
     try:
         timing = time_case(op, case, ceilings)
         torch.cuda.empty_cache()
-    except (
-        Exception
-    ) as failure:  # of the compiler, a launch, memory: the others are still to be seen
+    except Exception as failure:  # of the compiler, a launch or memory: others may run
         problem = repr(failure)[:200]
         print(f"{name:<48}  {problem}", flush=True)
         return {"problem": problem}, problem

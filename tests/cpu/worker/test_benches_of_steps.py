@@ -53,8 +53,8 @@ def test_what_is_further_off_than_rounding_is_told():
     near = {"definitions in bfloat16": 0.04, "captured": 0.05}
     ways = {"single steps": 0.0, "in chunks": 0.05, "prefix hit": 0.0}
     assert beyond({"definitions in float32": near, "captured": ways}) == []
-    (problem,) = beyond({"definitions in float32": near, "captured": {**ways, "in chunks": 0.061}})
-    assert problem.startswith("in chunks: 0.061 from captured, at most 0.06")
+    (problem,) = beyond({"definitions in float32": near, "captured": {**ways, "in chunks": 0.065}})
+    assert problem.startswith("in chunks: 0.065 from captured, at most 0.064")
     broken = {**near, "captured": float("nan")}
     assert len(beyond({"definitions in float32": broken, "captured": ways})) == 1
 
@@ -128,7 +128,8 @@ def test_each_size_of_steps_is_a_line_at_once(benches, tmp_path, monkeypatch):
         return measured(*arguments)
 
     monkeypatch.setattr(decode, "step_touches", counted)
-    decode.bench_steps(SliceOptions(rounds=1, kv_cache_gib=0.25), batches=(1, 2), contexts=(64,))
+    options = SliceOptions(rounds=1, kv_cache_gib=0.25)
+    assert decode.bench_steps(options, batches=(1, 2), contexts=(64,)) == 0
     assert seen == [0, 1]
     found = lines(tmp_path, "step")
     sizes = [(line["batch"], line["context"]) for line in found]
