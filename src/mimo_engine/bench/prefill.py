@@ -24,7 +24,14 @@ from mimo_engine.kernels.dispatch import Kernels, choose_kernels
 from mimo_engine.llm import LLM
 from mimo_engine.model.vision import MiMoVisionTransformer
 
-__all__ = ["LENGTHS", "bench_image", "bench_prefill", "released_tower", "tower_flops"]
+__all__ = [
+    "LENGTHS",
+    "bench_image",
+    "bench_prefill",
+    "released_config",
+    "released_tower",
+    "tower_flops",
+]
 
 LENGTHS = (4096, 32768)
 _FULL_EVERY, _NUM_LAYERS, _RUN = 9, 28, 4
@@ -88,7 +95,7 @@ def bench_image(options: SliceOptions, ceilings: Ceilings, side: int = 1024) -> 
     """Print the time of a square image in the tower and append a JSON line. side: pixels."""
     device = torch.device("cuda")
     kernels = choose_kernels("auto", device, torch.bfloat16)
-    config = _released()
+    config = released_config()
     tower = released_tower(config, kernels, device, torch.bfloat16)
     size = side // config.patch_size
     patches = torch.randn(size * size, config.patch_dim, device=device).bfloat16()
@@ -123,7 +130,8 @@ def _seconds(tower: MiMoVisionTransformer, patches: torch.Tensor, size: int) -> 
     return start.elapsed_time(end) / 1e3
 
 
-def _released() -> MiMoVLVisionConfig:
+def released_config() -> MiMoVLVisionConfig:
+    """The vision tower's of MiMo-V2.5 (vision.md 1.1)."""
     layers = []
     for index in range(_NUM_LAYERS):
         place = index % _FULL_EVERY
