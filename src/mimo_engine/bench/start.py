@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager
 from time import perf_counter
 from typing import Any
 
+import torch
+
 from mimo_engine.bench.compilations import counted_compilations
 from mimo_engine.bench.slice import SliceOptions, random_slice
 from mimo_engine.llm import LLM
@@ -24,6 +26,7 @@ def started_slice(
 ) -> Iterator[tuple[LLM, dict[str, Any]]]:
     """(the engine, its start as a bench records it): seconds, kernels that were compiled and that
     were found compiled, and how many captured steps there are and what memory they took."""
+    torch.cuda.empty_cache()  # what was measured before this left there
     with ExitStack() as stack:
         started = perf_counter()
         with counted_compilations() as kernels:
