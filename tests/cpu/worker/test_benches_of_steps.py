@@ -155,3 +155,24 @@ def test_each_prompt_is_a_line(benches, tmp_path, capsys):
     assert [line["prompt"] for line in found] == [40, 100]
     assert all(line["share_of_limit"] >= line["share_of_bytes"] > 0 for line in found)
     assert "experts" in capsys.readouterr().out
+
+
+def test_a_start_tells_what_was_captured(random_path, monkeypatch):
+    pytest.importorskip("triton")
+    from mimo_engine.bench import start  # noqa: PLC0415
+
+    captured.replay_on_a_cpu(monkeypatch)
+
+    @contextmanager
+    def small(*_, num_drafts, **__):
+        llm = captured.engine(random_path, num_drafts)
+        yield llm
+        llm.close()
+
+    monkeypatch.setattr(start, "random_slice", small)
+    with start.started_slice(SliceOptions(), num_drafts=1) as (llm, told):
+        assert llm.core.executor.worker.num_draft_layers == 1
+    # Of one to three requests, with a draft and without.
+    assert (told["graphs"], told["graph_MiB"], told["graph_driver_MiB"]) == (6, 0, 0)
+    assert (told["compiled"], told["found_compiled"]) == (0, 0)
+    assert told["s"] > 0
