@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 import threading
 import time
 from contextlib import closing, contextmanager
@@ -22,6 +21,7 @@ from mimo_engine.config.server import ServerConfig
 from mimo_engine.engine.client import AsyncEngineClient
 from mimo_engine.multimodal.processor import MediaProcessor
 from mimo_engine.server.app import create_app
+from mimo_engine.server.run import bound_socket
 
 MODEL = "org/fake-model"
 
@@ -52,7 +52,7 @@ class ServerThread:
         self._settings = ServerConfig(**settings)
         self._started = threading.Event()
         self._failure = None
-        self._sock = socket.create_server(("127.0.0.1", 0))
+        self._sock = bound_socket("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self._sock.getsockname()[1]}"
         self.engine = None
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()))

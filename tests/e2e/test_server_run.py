@@ -1,5 +1,6 @@
 """The server as a program: what it says, when the port opens, and how it ends."""
 
+import asyncio
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import pytest
 
 from mimo_engine.chat.template import family_template
 from mimo_engine.checkpoint.synthetic_tokenizer import write_synthetic_tokenizer
+from mimo_engine.server.run import bound_socket
 
 PROGRAM = Path(__file__).with_name("serve_fake.py")
 
@@ -105,3 +107,23 @@ def test_a_connection_outlives_its_idleness_in_a_clients_pool(tmp_path):
                 response = connection.getresponse()
                 assert response.status == 200
                 response.read()
+
+
+def test_what_is_written_goes_out_at_once():
+    """Without it the events of a stream wait for the client's acknowledgements."""
+
+    async def accepted(sock):
+        found = asyncio.get_running_loop().create_future()
+        server = await asyncio.start_server(lambda _, writer: found.set_result(writer), sock=sock)
+        async with server:
+            _, client = await asyncio.open_connection(*sock.getsockname())
+            writer = await found
+            connection = writer.get_extra_info("socket")
+            no_delay = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            for one in (client, writer):
+                one.close()
+                await one.wait_closed()
+        return no_delay
+
+    with bound_socket("127.0.0.1", 0) as sock:
+        assert asyncio.run(accepted(sock))

@@ -25,7 +25,7 @@ from mimo_engine.multimodal.processor import MediaProcessor
 from mimo_engine.server.app import create_app
 from mimo_engine.server.security import is_loopback, read_api_keys
 
-__all__ = ["run_server"]
+__all__ = ["bound_socket", "run_server"]
 
 GRACE_S = 30
 """How long requests may go on after the first signal to stop; a second Ctrl-C ends them."""
@@ -63,7 +63,7 @@ async def _serve(engine: EngineConfig, server: ServerConfig, build: str) -> int:
         _check_security(server)
         # Bound now, so that a taken port is not found out after minutes of loading; nobody can
         # connect before uvicorn listens.
-        with _bound_socket(server) as sock:
+        with bound_socket(server.host, server.port) as sock:
             await client.start()
             media = MediaProcessor.of_engine(engine, client.info, tokenizer, server.media)
             model_name = server.served_model_name or model_dir.resolve().name
@@ -145,15 +145,19 @@ def _chat_template(tokenizer: Tokenizer, server: ServerConfig) -> ChatTemplate |
     return ChatTemplate(source, special_tokens=tokenizer.special_tokens)
 
 
-def _bound_socket(server: ServerConfig) -> socket.socket:
-    sock = socket.socket(socket.AF_INET6 if ":" in server.host else socket.AF_INET)
+def bound_socket(host: str, port: int) -> socket.socket:
+    """One to listen on; port 0 for any that is free. ConfigError: it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # By the protocol asyncio knows that its connections may be told not to wait (TCP_NODELAY): else
+    # the second write of every answer, and all events of a stream, wait for the client's delayed
+    # acknowledgement, 40 ms.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        sock.bind((server.host, server.port))
+        sock.bind((host, port))
     except OSError as error:
         sock.close()
         raise ConfigError(
-            f"cannot listen on {server.host}:{server.port} ({error}); choose another --port or "
-            "--host"
+            f"cannot listen on {host}:{port} ({error}); choose another --port or --host"
         ) from error
     return sock
