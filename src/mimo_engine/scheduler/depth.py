@@ -54,12 +54,11 @@ _MAX_TRIAL, _MAX_PROBE = 16, 80  # steps of a probe; who still promises more aft
 class DepthController:
     """Chooses the depth of each step; is told what steps took and which drafts were right.
 
-    fixed: always this depth. catch_up: what a layer costs once when it is used again, in steps of
-    depth 0. Draft layers must read what they missed, and those in use read it with them: so this
-    is paid for every layer of a depth that is deeper than the one before.
+    fixed: always this depth. catch_up: what drafting costs once after a time at depth 0, in steps
+    of depth 0 (the draft layers must read what they missed).
     """
 
-    def __init__(self, max_depth: int, *, fixed: int | None = None, catch_up: float = 0.5) -> None:
+    def __init__(self, max_depth: int, *, fixed: int | None = None, catch_up: float = 1.0) -> None:
         assert 0 <= (fixed or 0) <= max_depth
         self._fixed = fixed
         self._catch_up = catch_up
@@ -138,7 +137,7 @@ class DepthController:
 
     def _rates(self, row: list[_Cell]) -> list[float]:
         """Tokens a second and request, by depth."""
-        return [tokens / cost for tokens, cost in zip(self._tokens(), _rising(row), strict=True)]
+        return [tokens / cell.seconds for tokens, cell in zip(self._tokens(), row, strict=True)]
 
     def _pick(self, row: list[_Cell], current: int) -> int:
         """The best depth, or the least deep that promises more but has yet to prove it."""
@@ -146,8 +145,7 @@ class DepthController:
         trusted = takewhile(lambda layer: layer.weight >= _TRUSTED_WEIGHT, self._layers)
         num_trusted = len(list(trusted))
         best = max(self._depths[: num_trusted + 1], key=rates.__getitem__)
-        # Back to a shallower depth costs nothing.
-        if best > current and rates[best] < (1 + _HYSTERESIS) * rates[current]:
+        if current <= num_trusted and rates[best] < (1 + _HYSTERESIS) * rates[current]:
             best = current
         hopes = self._depths[num_trusted + 1 :]
         return next((d for d in hopes if rates[d] > (1 + _HYSTERESIS) * rates[best]), best)
@@ -204,26 +202,20 @@ class DepthController:
         if depth is None:
             kept = self._pick(probe.row, probe.base) == probe.base
             if kept or probe.num_steps > _MAX_PROBE or self._uncalibrated:
-                depth = self._pick(row, probe.base)
-                probe.lost_steps += self._deepening(depth, row[0].seconds / row[probe.base].seconds)
                 self._end_probe(probe, kept=kept)
-                return depth
+                return self._pick(row, probe.base)
             depth = self._pick(row, self._depth)
-        probe.lost_steps += self._deepening(depth, row[0].seconds / row[probe.base].seconds)
         # What the step loses if the drafts beyond base fail, in steps at base.
         dearer = row[depth].seconds / row[probe.base].seconds
         tokens = self._tokens()
         probe.lost_steps += max(0.0, dearer - tokens[min(depth, probe.base)] / tokens[probe.base])
         return depth
 
-    def _deepening(self, depth: int, unit: float) -> float:
-        """What it costs that the next step has this depth. unit: a step of depth 0."""
-        return self._catch_up * depth * unit if depth > self._depth else 0.0
-
     def _end_probe(self, probe: _Probe, *, kept: bool) -> None:
         self._probe = None
         self._last_probe = self._step
-        wait = max(_MIN_INTERVAL, math.ceil(probe.lost_steps / _BUDGET))
+        lost_steps = probe.lost_steps + (self._catch_up if probe.base == 0 else 0)
+        wait = max(_MIN_INTERVAL, math.ceil(lost_steps / _BUDGET))
         self._paid_interval = min(wait, _MAX_INTERVAL)
         self._interval = (
             min(max(wait, 2 * self._interval), _MAX_INTERVAL) if kept else _MIN_INTERVAL
@@ -285,20 +277,6 @@ class _Cell:
     def doubt(self) -> float:
         """By which factor the depth may be cheaper than it seems."""
         return 1 + (_SEEN_ONCE - 1) / math.sqrt(self.num_seen) if self.is_known else _UNSEEN
-
-
-def _rising(row: list[_Cell]) -> list[float]:
-    """The seconds of a row. A deeper step does more: where it seems cheaper, the two were measured
-    at unlike times, and both are taken to cost their mean (isotonic regression)."""
-    runs: list[tuple[float, int, int]] = []  # log(seconds), weight, depths
-    for cell in row:
-        mean, weight, length = cell.log_seconds, 1 + cell.num_seen, 1
-        while runs and runs[-1][0] > mean:
-            other, other_weight, other_length = runs.pop()
-            mean = (mean * weight + other * other_weight) / (weight + other_weight)
-            weight, length = weight + other_weight, length + other_length
-        runs.append((mean, weight, length))
-    return [math.exp(mean) for mean, _, length in runs for _ in range(length)]
 
 
 class _Costs:
