@@ -146,12 +146,15 @@ class DraftStats(msgspec.Struct, frozen=True, kw_only=True):
     """Steps of a request in which drafts were verified."""
     num_drafted: int
     """Drafts that were verified, those behind an output's end left out."""
-    num_accepted: int
-    """Of these, those that are in an output."""
     num_tested: list[int]
     """By draft layer: drafts of an output that were right or wrong, those before them right."""
     num_right: list[int]
-    """By draft layer: of these, the right ones. Their sum is num_accepted."""
+    """By draft layer: of these, the right ones."""
+
+    @property
+    def num_accepted(self) -> int:
+        """Drafts that are in an output."""
+        return sum(self.num_right)
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -110,7 +110,7 @@ def test_a_connection_outlives_its_idleness_in_a_clients_pool(tmp_path):
 
 
 def test_what_is_written_goes_out_at_once():
-    """Without it the events of a stream wait for the client's acknowledgements."""
+    """Else the second write of an answer waits for the client's acknowledgement."""
 
     async def accepted(sock):
         found = asyncio.get_running_loop().create_future()

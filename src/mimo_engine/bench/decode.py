@@ -97,7 +97,7 @@ def _measure(engine: LLM, batch: int, context: int, num_rounds: int) -> tuple[fl
     return 1e3 * median(times), step_touches(engine, random_prompts(batch, context, generator))
 
 
-def check_room(engine: LLM, batch: int, context: int) -> None:
+def _check_room(engine: LLM, batch: int, context: int) -> None:
     """Raises ConfigError where the cache is too small for all requests at once: some would wait,
     and the step would be of fewer."""
     info, depth = engine.core.info(), _depth(engine)
@@ -146,7 +146,7 @@ def bench_steps(
         print(f"{'batch':>6}{'context':>9}{'ms':>9}{'experts':>9}{'GB':>8}{'share':>7}   peers")
         sizes = [(batch, context) for context in contexts for batch in batches]
         for batch, context in sizes:
-            check_room(engine, batch, context)
+            _check_room(engine, batch, context)
         for batch, context in sizes:
             ms, touched = _measure(engine, batch, context, options.rounds)
             share = touched.num_all_bytes / ceilings.copy_bytes_per_s / (ms / 1e3)

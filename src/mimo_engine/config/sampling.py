@@ -10,7 +10,7 @@ from typing import Literal
 
 from mimo_engine.errors import RequestError
 
-__all__ = ["MAX_LOGPROBS", "MAX_N", "GrammarSpec", "SamplingParams", "ThinkingSpec"]
+__all__ = ["MAX_LOGPROBS", "MAX_N", "MAX_TOP_K", "GrammarSpec", "SamplingParams", "ThinkingSpec"]
 
 MAX_LOGPROBS = 20
 MAX_N = 128

@@ -132,13 +132,16 @@ class EngineCore:
         flight = self._flights.popleft()
         result = flight.pending.result()
         now = time.perf_counter()
+        row_ids = self._scheduler.row_ids()
+        outputs = self._scheduler.apply(flight.plan, result)
         if self._drafts is not None:
             # Of steps in a row, each takes as long as it comes after the one before.
             seconds = now - max(flight.launched, self._last_result)
-            num_kept = self._scheduler.num_kept(result)
+            num_tokens = {output.request_id: len(output.token_ids) for output in outputs}
+            num_kept = [num_tokens.get(request_id, 0) for request_id in row_ids]
             self._drafts.saw(flight.plan, result, num_kept, flight.depth, seconds)
         self._last_result = now
-        return self._scheduler.apply(flight.plan, result)
+        return outputs
 
     def _launch_next(self) -> bool:
         """Begin what comes next; False: there is nothing to do."""

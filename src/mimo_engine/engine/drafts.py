@@ -109,7 +109,6 @@ class DraftControl:
             gain=None if self._is_fixed else controller.gain,
             num_verifications=self._num_verifications,
             num_drafted=self._num_drafted,
-            num_accepted=sum(self._num_right),
             num_tested=list(self._num_tested),
             num_right=list(self._num_right),
         )

@@ -32,7 +32,7 @@ from mimo_engine.scheduler.encoding import EncodingQueue
 from mimo_engine.scheduler.plan import Admission, StepPlan, StepResult, StepRow
 from mimo_engine.scheduler.policy import derive_seed, longest_total, stop_ids
 from mimo_engine.scheduler.request import Chunk, Request
-from mimo_engine.scheduler.settling import Settler, accept, failure
+from mimo_engine.scheduler.settling import Settler, failure
 
 __all__ = ["Scheduler"]
 
@@ -284,13 +284,9 @@ class Scheduler:
             outputs.append(failure(request, error))
         return outputs
 
-    def num_kept(self, result: StepResult) -> list[int]:
-        """What `apply` will make of the result of the oldest step in flight, row by row: how many
-        of the tokens are output. None where the request has ended since the step was planned."""
-        return [
-            0 if request.is_aborted else accept(request, done).num_tokens
-            for request, done in zip(self._flights[0].requests, result.rows, strict=True)
-        ]
+    def row_ids(self) -> list[str]:
+        """Whose each row of the oldest step in flight is."""
+        return [request.request_id for request in self._flights[0].requests]
 
     def discard(self) -> None:
         """A step failed, or was interrupted while it was planned or taken in: the results of all in
@@ -395,8 +391,8 @@ class Scheduler:
         end = start + chunk.num_tokens
         samples = chunk.is_last
         # This step brings one of the tokens left, and the last one needs no draft.
-        num_proposals = max(0, min(self._depth, request.num_left - 2, max_proposals))
-        num_proposals = num_proposals if samples else 0
+        most = min(self._depth, request.num_left - 2, max_proposals) if samples else 0
+        num_proposals = max(0, most)
         draft_start = draft_visible_from = 0
         if num_proposals:
             draft_start, draft_visible_from = self._cache.draft_start(pages, end, num_proposals)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from mimo_engine.cache.manager import CacheManager, SequencePages
 from mimo_engine.messages import TokenOutput
 from mimo_engine.scheduler.plan import RowResult, StepRow
-from mimo_engine.scheduler.policy import Accepted, accept_tokens
+from mimo_engine.scheduler.policy import accept_tokens
 from mimo_engine.scheduler.request import Request
 
-__all__ = ["Settler", "accept", "failure"]
+__all__ = ["Settler", "failure"]
 
 
 class Settler:
@@ -85,21 +85,16 @@ def failure(request: Request, error: str) -> TokenOutput:
     )
 
 
-def accept(request: Request, done: RowResult) -> Accepted:
-    """The sampled tokens, up to the one that ends the request."""
-    return accept_tokens(
+def _append(request: Request, done: RowResult, num_output_tokens: int) -> TokenOutput:
+    """Take the sampled tokens, up to the one that ends the request, after so many others."""
+    accepted = accept_tokens(
         done.token_ids,
-        num_output_tokens=request.num_output_tokens,
+        num_output_tokens=num_output_tokens,
         num_tokens_left=request.num_left,
         stop_ids=request.stop_ids,
         # Under a grammar a stop id comes early only when it has ended: nothing may follow.
         min_tokens=0 if request.params.grammar else request.params.min_tokens,
     )
-
-
-def _append(request: Request, done: RowResult, num_output_tokens: int) -> TokenOutput:
-    """Take the sampled tokens that count, after so many others."""
-    accepted = accept(request, done)
     token_ids = list(done.token_ids[: accepted.num_tokens])
     request.token_ids.extend(token_ids)
     is_first = num_output_tokens == 0

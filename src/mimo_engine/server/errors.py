@@ -2,8 +2,8 @@
 
 OpenAI's is {"error": {message, type, param, code}}. Paths under /v1/messages are Anthropic's:
 {"type": "error", "error": {type, message}, "request_id"}, with details.error_code where there is a
-code. The same body goes out as an HTTP answer
-and, once a stream has begun, as an event of the stream.
+code. The same body goes out as an HTTP answer and, once a stream has begun, as an event of the
+stream.
 """
 
 from __future__ import annotations

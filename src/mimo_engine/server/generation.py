@@ -288,25 +288,19 @@ class Generation:
 
 def _by_token(output: TokenOutput) -> Iterator[TokenOutput]:
     """`output` as if its tokens had come one by one."""
-    *others, last = range(max(1, len(output.token_ids)))
-    if not others:
+    last = len(output.token_ids) - 1
+    if last < 1:
         yield output
         return
-    for i in others:
+    for i in range(last + 1):
         yield msgspec.structs.replace(
             output,
             token_ids=output.token_ids[i : i + 1],
             logprobs=output.logprobs and output.logprobs[i : i + 1],
             prompt_logprobs=None if i else output.prompt_logprobs,
-            finish_reason=None,
-            stop_token_id=None,
+            finish_reason=output.finish_reason if i == last else None,
+            stop_token_id=output.stop_token_id if i == last else None,
         )
-    yield msgspec.structs.replace(
-        output,
-        token_ids=output.token_ids[last:],
-        logprobs=output.logprobs and output.logprobs[last:],
-        prompt_logprobs=None,
-    )
 
 
 def _cut(output: TokenOutput, num_tokens: int) -> TokenOutput:

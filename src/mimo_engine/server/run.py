@@ -149,8 +149,7 @@ def bound_socket(host: str, port: int) -> socket.socket:
     """One to listen on; port 0 for any that is free. ConfigError: it cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # By the protocol asyncio knows that its connections may be told not to wait (TCP_NODELAY): else
-    # the second write of every answer, and all events of a stream, wait for the client's delayed
-    # acknowledgement, 40 ms.
+    # the second write of an answer waits for the client's delayed acknowledgement, 40 ms.
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

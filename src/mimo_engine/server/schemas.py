@@ -19,6 +19,7 @@ from mimo_engine.config.sampling import (
     MAX_LOGPROBS,
     MAX_N,
     MAX_STOPS,
+    MAX_TOP_K,
     GrammarSpec,
     SamplingParams,
 )
@@ -150,7 +151,7 @@ class SharedFields(RequestModel):
     model: str | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = Field(default=None, le=2**31 - 1)
+    top_k: int | None = Field(default=None, le=MAX_TOP_K)
     min_p: float | None = None
     repetition_penalty: float | None = None
     presence_penalty: float | None = None

@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import Field, ValidationError, field_validator, model_validator
 from starlette.datastructures import FormData, UploadFile
 
-from mimo_engine.config.sampling import SamplingParams
+from mimo_engine.config.sampling import MAX_TOP_K, SamplingParams
 from mimo_engine.errors import RequestError
 from mimo_engine.server.languages import LANGUAGES
 from mimo_engine.server.schemas import RequestModel
@@ -55,7 +55,7 @@ class TranscriptionRequest(RequestModel):
     """Of each chunk."""
     temperature: float = 0.0
     top_p: float = 1.0
-    top_k: int = Field(default=-1, le=2**31 - 1)
+    top_k: int = Field(default=-1, le=MAX_TOP_K)
     min_p: float = 0.0
     seed: int | None = None
     repetition_penalty: float = 1.0

@@ -139,7 +139,7 @@ def test_a_stop_among_accepted_drafts_ends_the_text_there():
     assert not scheduler.has_work
 
 
-def test_of_a_result_is_known_beforehand_how_much_will_be_output():
+def test_an_output_is_found_by_the_row_that_it_came_of():
     scheduler = make()
     for name in "abcd":
         add(scheduler, name, 5, max_tokens=3 if name == "c" else None)
@@ -148,8 +148,11 @@ def test_of_a_result_is_known_beforehand_how_much_will_be_output():
     scheduler.abort("d")
     rows = [(1, 2), (1, STOP, 3, 4), (1, 2, 3, 4), (1, 2)]
     result = StepResult(rows=tuple(RowResult(token_ids=token_ids) for token_ids in rows))
-    assert scheduler.num_kept(result) == [2, 2, 2, 0]
-    assert [len(output.token_ids) for output in scheduler.apply(plan, result)] == [2, 2, 2]
+    assert scheduler.row_ids() == list("abcd")
+    outputs = scheduler.apply(plan, result)
+    assert [(output.request_id, len(output.token_ids)) for output in outputs] == [
+        (name, 2) for name in "abc"
+    ]
 
 
 def test_a_preempted_request_comes_back_without_drafts():

@@ -11,7 +11,6 @@ DRAFTS = DraftStats(
     gain=None,
     num_verifications=10,
     num_drafted=20,
-    num_accepted=9,
     num_tested=[10, 8, 0],
     num_right=[8, 1, 0],
 )

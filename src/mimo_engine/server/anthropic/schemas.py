@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from mimo_engine.config.sampling import MAX_TOP_K
 from mimo_engine.errors import RequestError
 from mimo_engine.server.anthropic.blocks import Content, TextContent
 from mimo_engine.server.errors import CodedError
@@ -208,7 +209,7 @@ class MessagesRequest(CountTokensRequest):
     stream: bool | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = Field(default=None, le=2**31 - 1)
+    top_k: int | None = Field(default=None, le=MAX_TOP_K)
 
     @model_validator(mode="after")
     def _check_budget(self) -> MessagesRequest:
